@@ -1,0 +1,123 @@
+"""The ``streamstill`` command. Bad input gets one sentence and a non-zero exit status."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="streamstill",
+    help="Distil any video generator, even one behind an API, into a small model that streams.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Out = Annotated[Path | None, typer.Option(help="Folder of the run; the default is runs/RECIPE.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. --set afd_updates=4.")
+]
+
+
+@app.command()
+def distill(
+    recipe: Annotated[str, typer.Argument(help="quickstart, folder or base.")],
+    out: Out = None,
+    clips: Annotated[Path | None, typer.Option(help="Folder of clips with captions (recipe folder).")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run a whole recipe, stage by stage; the same command goes on where it stopped.
+
+    Example: `streamstill distill quickstart`
+    """
+    from streamstill.cli.commands import run_recipe
+
+    run_recipe(recipe, out, clips, overrides or [], _console())
+
+
+@app.command()
+def collect(
+    teacher: Annotated[str, typer.Argument(help="world, loose-world, or a folder of clips with captions.")],
+    cache: Annotated[Path, typer.Option(help="Folder of the teacher cache.")] = Path("runs/cache"),
+    prompts: Annotated[Path | None, typer.Option(help="Text file, a prompt a line; else the teacher's own.")] = None,
+    count: Annotated[int, typer.Option(help="Number of clips.")] = 200,
+    size: Annotated[str, typer.Option(help="FRAMESxHEIGHTxWIDTH@FPS.")] = "16x32x32@8",
+    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+) -> None:
+    """Ask a teacher and keep every answer; asks nothing twice.
+
+    Example: `streamstill collect world --count 200 --cache runs/cache`
+    """
+    from streamstill.cli.commands import collect_answers
+
+    collect_answers(teacher, cache, prompts, count, size, seed, _console())
+
+
+@app.command()
+def train(
+    student: Annotated[Path, typer.Argument(help="Folder of the student to start from.")],
+    cache: Annotated[Path, typer.Option(help="Folder of the teacher cache.")] = Path("runs/cache"),
+    objective: Annotated[str, typer.Option(help="flow-matching or afd.")] = "flow-matching",
+    steps: Annotated[int, typer.Option(help="Steps in all.")] = 200,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
+    overrides: Overrides = None,
+) -> None:
+    """Teach a student from a cache; the same command goes on where it stopped.
+
+    Example: `streamstill train runs/quickstart/student --cache runs/cache --steps 200`
+    """
+    from streamstill.cli.commands import train_student
+
+    train_student(student, cache, objective, steps, out, overrides or [], _console())
+
+
+@app.command()
+def stream(
+    student: Annotated[Path, typer.Argument(help="Folder of a student.")],
+    prompt: Annotated[list[str], typer.Option(help="What to show; repeat it to change the prompt on the way.")],
+    frames: Annotated[int, typer.Option(help="Number of frames, for all prompts together.")] = 64,
+    out: Annotated[Path, typer.Option(help="Video file to write.")] = Path("runs/stream.mp4"),
+    seed: Annotated[int, typer.Option(help="Another seed is another video.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; the default is the student's own.")] = None,
+) -> None:
+    """Make a video frame by frame and say how fast it was.
+
+    Example: `streamstill stream runs/quickstart/student --prompt "A red ball is dropped."`
+    """
+    from streamstill.cli.commands import stream_video
+
+    stream_video(student, prompt, frames, out, seed, steps, _console())
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, codecs, the cache's disk, known traps.
+
+    Example: `streamstill doctor`
+    """
+    from streamstill.cli.doctor import examine
+
+    if not examine(_console()):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run a command; every expected failure ends in one sentence on standard error."""
+    try:
+        app()
+    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+        _stop(str(error) or type(error).__name__, status=1)
+    except KeyboardInterrupt:
+        _stop("stopped; the same command goes on from here", status=130)
+
+
+def _stop(sentence: str, *, status: int) -> None:
+    Console(stderr=True, highlight=False).print(f"streamstill: {sentence}", markup=False)
+    sys.exit(status)
+
+
+def _console() -> Console:
+    return Console(highlight=False)

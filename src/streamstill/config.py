@@ -1,0 +1,120 @@
+"""Configs are frozen dataclasses. They are written as JSON and read back strictly: a misspelt key is an error."""
+
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain JSON values."""
+    return asdict(config)
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+    """Build ``cls`` from plain values.
+
+    Raises:
+        ValueError: a key is unknown or missing, or a value has the wrong type; the message names the field.
+    """
+    hints = get_type_hints(cls)
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(values.keys() - names)
+    if unknown:
+        raise ValueError(f"{where} has no field {unknown}; its fields are {sorted(names)}")
+    known = {name: _read(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+    try:
+        return cls(**known)
+    except TypeError as error:
+        raise ValueError(f"{where} is incomplete: {error}") from error
+
+
+def with_overrides(config: T, overrides: list[str]) -> T:
+    """A copy of ``config`` in which dotted keys have new values: ``["afd.updates=4", "seed=1"]``.
+
+    Raises:
+        ValueError: an override is not ``key=value``, names an unknown field, or has a value of the wrong type.
+    """
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator:
+            raise ValueError(f"cannot read the override {override!r}: write it as key=value, for example seed=1")
+        config = _replace_at(config, path.split("."), _plain(text), where="")
+    return config
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write whole or not at all: to a partial name first, then renamed."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _replace_at(config: Any, path: list[str], value: Any, where: str) -> Any:
+    name, rest = path[0], path[1:]
+    names = [f.name for f in fields(config)]
+    if name not in names:
+        raise ValueError(f"{where or 'this recipe'} has no field {name!r}; its fields are {names}")
+    here = f"{where}.{name}" if where else name
+    old = getattr(config, name)
+    if not rest:
+        return replace(config, **{name: _read(get_type_hints(type(config))[name], value, here)})
+    if not is_dataclass(old):
+        raise ValueError(f"{here} is a single value, it has no field {rest[0]!r}")
+    return replace(config, **{name: _replace_at(old, rest, value, here)})
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _read_union(hint, value, where)
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"{where} must be one of {list(get_args(hint))}, got {value!r}")
+        return value
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} must be a table of fields, got {value!r}")
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    if origin is tuple:
+        return _read_tuple(hint, value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = origin or hint
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise ValueError(f"{where} must be {getattr(expected, '__name__', expected)}, got {value!r}")
+    return value
+
+
+def _read_union(hint: Any, value: Any, where: str) -> Any:
+    if value is None and type(None) in get_args(hint):
+        return None
+    options = [option for option in get_args(hint) if option is not type(None)]
+    for option in options:
+        try:
+            return _read(option, value, where)
+        except ValueError:
+            continue
+    raise ValueError(f"{where} must be one of {[getattr(o, '__name__', str(o)) for o in options]}, got {value!r}")
+
+
+def _read_tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{where} must be a list, got {value!r}")
+    kinds = get_args(hint)
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    if len(kinds) != len(value):
+        raise ValueError(f"{where} must have {len(kinds)} values, got {len(value)}")
+    return tuple(_read(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))

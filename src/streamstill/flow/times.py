@@ -1,0 +1,31 @@
+"""How training times are drawn and which times a sampler visits: the same shift in both."""
+
+import torch
+from torch import Tensor
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Move times towards noise: ``shift * t / (1 + (shift - 1) * t)``; shift 1 changes nothing."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def training_times(shape: tuple[int, ...], *, shift: float, generator: torch.Generator) -> Tensor:
+    """Times in (0, 1], uniform before the shift."""
+    return shifted(1 - torch.rand(shape, generator=generator), shift)
+
+
+def sampler_times(steps: int, *, shift: float) -> Tensor:
+    """The ``steps + 1`` times of a sampler, from 1 down to 0.
+
+    Raises:
+        ValueError: fewer than one step, or a shift that is not positive.
+    """
+    if steps < 1 or not shift > 0:
+        raise ValueError(f"a sampler needs steps >= 1 and shift > 0, got steps={steps}, shift={shift}")
+    return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).float()
+
+
+def random_levels(shape: tuple[int, ...], *, steps: int, shift: float, generator: torch.Generator) -> Tensor:
+    """Times drawn evenly from the noise levels that a sampler of ``steps`` visits (never 0)."""
+    levels = sampler_times(steps, shift=shift)[:-1]
+    return levels[torch.randint(0, steps, shape, generator=generator)]

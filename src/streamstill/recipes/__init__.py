@@ -1,0 +1,7 @@
+"""Whole runs, by name."""
+
+from streamstill.recipes.base import Base, run_base
+from streamstill.recipes.folder import Folder, run_folder
+from streamstill.recipes.quickstart import Quickstart, run_quickstart
+
+__all__ = ["Base", "Folder", "Quickstart", "run_base", "run_folder", "run_quickstart"]

@@ -1,0 +1,88 @@
+"""``base``: a nano student that has only seen loose worlds; the one that is shipped with the package."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from streamstill.codec.patch import PatchCodec
+from streamstill.codec.text import WordEncoderConfig
+from streamstill.recipes.run_folder import RunFolder
+from streamstill.recipes.stages import averaged, train
+from streamstill.student.presets import nano
+from streamstill.student.student import Student, StudentConfig, build_student
+from streamstill.teachers import WorldTeacher
+from streamstill.training.batches import fresh_batches
+from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from streamstill.training.optim import OptimConfig
+from streamstill.training.trainer import TrainerConfig
+from streamstill.types import Geometry
+from streamstill.worlds import LooseWorld, prompts
+
+ACTIONS = ("drop", "throw left", "throw right")
+SHAPES = ("ball",)
+SIZES = ("medium",)
+BACKGROUNDS = ("dark",)
+SMALL = Geometry(frames=16, height=32, width=32, fps=8)
+
+
+def world_prompts(count: int, *, seed: int) -> list[str]:
+    """Prompts of the quickstart's corner of the world: balls of any colour, dropped or thrown."""
+    return prompts(count, seed=seed, actions=ACTIONS, shapes=SHAPES, sizes=SIZES, backgrounds=BACKGROUNDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """Everything that fixes the run."""
+
+    geometry: Geometry = SMALL
+    steps: int = 8000
+    batch: int = 8
+    prompts: int = 2000
+    schedule_shift: float = 8.0
+    sampling_steps: int = 4
+    learn: FlowMatchingConfig = field(
+        default_factory=lambda: FlowMatchingConfig(
+            optim=OptimConfig(
+                lr=2e-3, warmup_steps=200, decay="cosine", total_steps=8000, final_fraction=0.02, weight_decay=0.01
+            ),
+            ema_decay=0.998,
+        )
+    )
+    seed: int = 0
+
+
+def student_config(geometry: Geometry, *, shift: float, steps: int) -> StudentConfig:
+    """A nano student for clips of this geometry."""
+    codec, text = PatchCodec(), WordEncoderConfig()
+    return StudentConfig(
+        network=nano(latent_channels=codec.latent_channels, text_width=text.width),
+        text=text,
+        codec=codec,
+        geometry=geometry,
+        sampling_steps=steps,
+        schedule_shift=shift,
+    )
+
+
+def run_base(config: Base, out: Path, console: Console) -> Student:
+    """Train the base student on clips that are rendered on the spot; returns it and saves it in ``out/student``."""
+    run = RunFolder.open(out, recipe="base", config=config)
+    shape = student_config(config.geometry, shift=config.schedule_shift, steps=config.sampling_steps)
+    student = build_student(shape, seed=config.seed)
+    teacher = WorldTeacher(LooseWorld(), name="loose world")
+    batches = fresh_batches(
+        teacher,
+        world_prompts(config.prompts, seed=config.seed),
+        config.geometry,
+        student.codec,
+        batch=config.batch,
+        seed=config.seed,
+    )
+    with run.stage("training") as folder:
+        settings = TrainerConfig(steps=config.steps, seed=config.seed, checkpoint_every=500, log_every=10)
+        trainer = train(FlowMatching(student, config.learn), batches, settings, folder, console, title="base")
+    averaged(trainer, "student", student)
+    student.eval().save_pretrained(out / "student")
+    console.print(f"  base student -> {out / 'student'}")
+    return student

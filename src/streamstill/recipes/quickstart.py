@@ -1,0 +1,173 @@
+"""``quickstart``: the whole of AFD on a laptop. A black-box teacher with real physics, a base that never saw it."""
+
+from dataclasses import dataclass, field, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from streamstill.config import write_json
+from streamstill.media import side_by_side, write_clip, write_strip
+from streamstill.recipes.base import SMALL, world_prompts
+from streamstill.recipes.run_folder import RunFolder
+from streamstill.recipes.stages import averaged, collect_clips, students_clips, train
+from streamstill.report.comparison import Scores, as_json, as_table, judged
+from streamstill.student.student import Student
+from streamstill.teachers import WorldTeacher
+from streamstill.training.batches import Examples, encode_clips, example_batches, prompt_batches
+from streamstill.training.discriminator import MotionDiscriminator
+from streamstill.training.objectives.adversary import Adversary, AdversaryConfig
+from streamstill.training.objectives.afd import AdversarialFlowDistillation, AfdConfig
+from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from streamstill.training.objectives.together import Together
+from streamstill.training.optim import OptimConfig
+from streamstill.training.trainer import TrainerConfig
+from streamstill.types import Clip, ClipRequest, Geometry
+from streamstill.worlds import World
+
+SHOWN = 4  # clips in before_after.mp4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warmup:
+    """Flow matching on the teacher's clips while the discriminator learns."""
+
+    steps: int = 150
+    batch: int = 8
+    learn: FlowMatchingConfig = field(
+        default_factory=lambda: FlowMatchingConfig(
+            optim=OptimConfig(lr=3e-4, warmup_steps=10, decay="cosine", total_steps=150, final_fraction=0.1),
+            ema_decay=0.97,
+        )
+    )
+    adversary: AdversaryConfig = field(default_factory=lambda: AdversaryConfig(rollouts_per_prompt=2))
+    adversary_every: int = 6  # steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quickstart:
+    """Everything that fixes the run."""
+
+    geometry: Geometry = SMALL
+    clips: int = 200
+    clips_per_prompt: int = 2
+    warm: Warmup = field(default_factory=Warmup)
+    afd: AfdConfig = field(default_factory=AfdConfig)
+    afd_updates: int = 6
+    prompts_per_update: int = 16
+    held_out_clips: int = 256
+    base: str = ""  # folder of a base student; empty: the one that is shipped
+    seed: int = 0
+
+
+def shipped_base() -> Student:
+    """The nano base student of the package; ``streamstill distill base`` reproduces it."""
+    with as_file(files("streamstill.assets") / "nano_base") as folder:
+        return Student.from_pretrained(folder)
+
+
+def run_quickstart(config: Quickstart, out: Path, console: Console) -> Scores:
+    """Collect, warm up, distil, judge, show; returns the scores and leaves everything in ``out``."""
+    run = RunFolder.open(out, recipe="quickstart", config=config)
+    with run.stage("collect") as folder:
+        console.rule("collect: the black-box teacher answers", align="left")
+        pairs = collect_clips(WorldTeacher(World()), _requests(config), folder / "cache", console)
+    base = (Student.from_pretrained(config.base) if config.base else shipped_base()).resized(config.geometry)
+    examples = encode_clips(((request.prompt, clip) for request, clip in pairs), base.codec)
+    torch.manual_seed(config.seed)
+    discriminator = MotionDiscriminator()
+    student = base.resized(config.geometry)
+    with run.stage("warm") as folder:
+        console.rule("warm: flow matching on the teacher's clips, the discriminator learns", align="left")
+        _warm(student, discriminator, examples, config, folder, console)
+    warm = student.resized(config.geometry)
+    with run.stage("afd") as folder:
+        console.rule("afd: the student answers, the discriminator compares", align="left")
+        _afd(student, discriminator, examples, config, folder, console)
+    student.eval().save_pretrained(out / "student")
+    with run.stage("evaluate"):
+        console.rule("evaluate: held-out prompts, judges that no objective saw", align="left")
+        clips = _answers(config, {"base": base, "warm": warm, "student": student})
+        scores = {who: judged(made, _held_out(config)) for who, made in clips.items()}
+    _show(clips, out)
+    write_json(out / "report.json", as_json(scores, run.seconds))
+    console.print(as_table(scores))
+    console.print(f"  {out / 'before_after.mp4'}, {out / 'strip.png'}, {out / 'report.json'}, {out / 'student'}")
+    return scores
+
+
+def _requests(config: Quickstart) -> list[ClipRequest]:
+    """The teacher is asked each prompt a few times, with other seeds."""
+    asked = world_prompts(config.clips // config.clips_per_prompt, seed=config.seed)
+    return [
+        ClipRequest.of(config.geometry, prompt=prompt, seed=seed)
+        for prompt in asked
+        for seed in range(config.clips_per_prompt)
+    ]
+
+
+def _held_out(config: Quickstart) -> list[ClipRequest]:
+    """Wordings that the student was not taught on, with seeds that the teacher was not asked."""
+    taught = {request.prompt for request in _requests(config)}
+    others = [p for p in world_prompts(4 * config.held_out_clips, seed=config.seed + 1) if p not in taught]
+    chosen = [others[i % len(others)] for i in range(config.held_out_clips)]
+    return [ClipRequest.of(config.geometry, prompt=p, seed=10_000 + i) for i, p in enumerate(chosen)]
+
+
+def _warm(
+    student: Student,
+    discriminator: MotionDiscriminator,
+    examples: Examples,
+    config: Quickstart,
+    folder: Path,
+    console: Console,
+) -> None:
+    warm = config.warm
+    objective = Together(
+        FlowMatching(student, warm.learn), Adversary(student, discriminator, warm.adversary), every=warm.adversary_every
+    )
+    clips = example_batches(examples, batch=warm.batch, seed=config.seed)
+    groups = _groups(examples, config)
+    settings = TrainerConfig(steps=warm.steps, seed=config.seed, checkpoint_every=50)
+    trainer = train(
+        objective, lambda step: (clips(step), lambda: groups(step)), settings, folder, console, title="warm"
+    )
+    averaged(trainer, "student", student)
+
+
+def _afd(
+    student: Student,
+    discriminator: MotionDiscriminator,
+    examples: Examples,
+    config: Quickstart,
+    folder: Path,
+    console: Console,
+) -> None:
+    objective = AdversarialFlowDistillation(student, discriminator, config.afd)
+    settings = TrainerConfig(steps=config.afd_updates, seed=config.seed + 1, checkpoint_every=1)
+    train(objective, _groups(examples, config), settings, folder, console, title="afd")
+
+
+def _groups(examples: Examples, config: Quickstart):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    prompts = min(config.prompts_per_update, len(set(examples.prompts)))
+    return prompt_batches(examples, prompts=prompts, answers=config.clips_per_prompt, seed=config.seed)
+
+
+def _answers(config: Quickstart, students: dict[str, Student]) -> dict[str, list[Clip]]:
+    """Everybody's clips for the held-out requests, the teacher's first; students share their noise."""
+    requests = _held_out(config)
+    teacher = WorldTeacher(World())
+    clips = {"teacher": [teacher.generate(request) for request in requests]}
+    return clips | {who: students_clips(student, requests, seed=config.seed) for who, student in students.items()}
+
+
+def _show(clips: dict[str, list[Clip]], out: Path) -> None:
+    """``before_after.mp4``: everybody side by side; ``strip.png``: their frames."""
+    names = list(clips)
+    scale = max(1, 128 // clips["teacher"][0].geometry.height)
+    shown = [side_by_side([clips[who][i] for who in names], labels=names, scale=scale) for i in range(SHOWN)]
+    joined = torch.cat([torch.from_numpy(clip.frames_FCHW) for clip in shown]).numpy()
+    write_clip(out / "before_after.mp4", replace(shown[0], frames_FCHW=joined))
+    rows = [(who, clips[who][i]) for i in range(2) for who in names]
+    write_strip(out / "strip.png", [clip for _, clip in rows], labels=[who for who, _ in rows], columns=16)

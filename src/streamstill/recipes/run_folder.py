@@ -1,0 +1,76 @@
+"""The folder of a run: which recipe made it, which stages are done, how long each took."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamstill.config import to_dict, write_json
+
+RECIPE, SECONDS = "recipe.json", "seconds.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's artefacts. The same command on the same folder goes on where it stopped."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path, *, recipe: str, config: Any) -> "RunFolder":
+        """Make the folder, or find it again.
+
+        Raises:
+            ValueError: the folder holds a run of another recipe or with other settings.
+        """
+        wanted = json.loads(json.dumps({"recipe": recipe, "config": to_dict(config)}))
+        written = path / RECIPE
+        if written.exists():
+            found = json.loads(written.read_text(encoding="utf-8"))
+            if found != wanted:
+                raise ValueError(
+                    f"{path} holds a run of {_differences(found, wanted)}; give another --out, or delete the folder"
+                )
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(written, wanted)
+        return cls(path)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each stage so far, over all attempts."""
+        written = self.path / SECONDS
+        return dict(json.loads(written.read_text(encoding="utf-8"))) if written.exists() else {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Path]:
+        """The stage's own folder; its time is counted even if it is interrupted."""
+        folder = self.path / name
+        folder.mkdir(exist_ok=True)
+        start = time.perf_counter()
+        try:
+            yield folder
+        finally:
+            spent = self.seconds
+            spent[name] = round(spent.get(name, 0.0) + time.perf_counter() - start, 2)
+            write_json(self.path / SECONDS, spent)
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    if found["recipe"] != wanted["recipe"]:
+        return f"the recipe {found['recipe']!r}, not {wanted['recipe']!r}"
+    old, new = _flat(found["config"]), _flat(wanted["config"])
+    changed = [f"{k}={old.get(k)} (now {new.get(k)})" for k in sorted(old | new) if old.get(k) != new.get(k)]
+    return "other settings: " + ", ".join(changed[:5])
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}.{key}" if prefix else key))
+    return flat

@@ -1,0 +1,82 @@
+"""The stages that recipes are made of. Each leaves its artefact in its folder and is skipped when it is there."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from streamstill.codec.video import to_frames
+from streamstill.streaming.rollout import Sampling, rollout
+from streamstill.student.student import Student
+from streamstill.teachers import CachedTeacher, ClipStore, Teacher, collect
+from streamstill.training.metric_log import MetricLog
+from streamstill.training.objectives.objective import Objective
+from streamstill.training.progress import progress_on
+from streamstill.training.trainer import Trainer, TrainerConfig
+from streamstill.types import Clip, ClipRequest
+
+BATCH = 64  # clips that are rolled out together
+
+
+def collect_clips(
+    teacher: Teacher, requests: Sequence[ClipRequest], cache: Path, console: Console
+) -> list[tuple[ClipRequest, Clip]]:
+    """The teacher's answers, in order; what the cache has is not asked again."""
+    cached = CachedTeacher(teacher, ClipStore.open(cache))
+    columns = (TextColumn("  collecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=len(requests))
+        done = collect(cached, requests, on_clip=lambda done, _: bar.update(task, completed=done))
+    console.print(f"  {done.requests} clips, {done.asked} of them new -> {cache}")
+    return [(request, cached.generate(request)) for request in requests]
+
+
+def train(
+    objective: Objective[Any, Any, Any],
+    batches: Callable[[int], Any],
+    config: TrainerConfig,
+    folder: Path,
+    console: Console,
+    *,
+    title: str,
+) -> Trainer[Any, Any, Any]:
+    """Run an objective to its last step, from wherever the folder says that it stopped."""
+    log, progress = MetricLog(folder / "metrics.jsonl"), progress_on(console, title)
+    trainer = Trainer(objective, batches, config, folder, log=log, progress=progress)
+    trainer.run()
+    return trainer
+
+
+def students_clips(student: Student, requests: Sequence[ClipRequest], *, seed: int) -> list[Clip]:
+    """The student's answers to the requests' prompts, in its own size; the same seed gives the same noise."""
+    geometry, clips = student.config.geometry, []
+    generator = torch.Generator().manual_seed(seed)
+    sampling = Sampling(steps=student.config.sampling_steps, shift=student.config.schedule_shift)
+    for start in range(0, len(requests), BATCH):
+        prompts = [request.prompt for request in requests[start : start + BATCH]]
+        with torch.inference_mode():
+            latents = rollout(
+                student.network,
+                student.encode_prompts(prompts),
+                frames=student.latent_shape[0],
+                latent_shape=student.latent_shape[1:],
+                sampling=sampling,
+                generator=generator,
+            )
+            pixels, _ = student.codec.decode(latents)
+        clips += [
+            Clip(frames_FCHW=to_frames(one), fps=geometry.fps, provenance={"prompt": p})
+            for one, p in zip(pixels, prompts, strict=True)
+        ]
+    return clips
+
+
+def averaged(trainer: Trainer[Any, Any, Any], player: str, module: nn.Module) -> None:
+    """Give the module the average of its player's weights, if one was kept."""
+    average = trainer.ema(player)
+    if average is not None:
+        average.copy_to(module)

@@ -1,0 +1,124 @@
+"""A student as it is trained, saved and streamed: network, text encoder, codec, sizes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from streamstill.codec.patch import PatchCodec
+from streamstill.codec.text import WordEncoder, WordEncoderConfig
+from streamstill.codec.video import latent_shape
+from streamstill.config import from_dict, to_dict, write_json
+from streamstill.student.sandwich import SandwichConfig, SandwichDiT
+from streamstill.types import Geometry
+
+FORMAT = 1
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """What ``config.json`` holds: enough to rebuild the student, and how it wants to be sampled."""
+
+    network: SandwichConfig
+    text: WordEncoderConfig
+    codec: PatchCodec
+    geometry: Geometry
+    sampling_steps: int
+    schedule_shift: float
+
+
+class Student(nn.Module):
+    """Network, text encoder and codec under one roof; ``save_pretrained`` and ``from_pretrained`` as usual."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network = SandwichDiT(config.network)
+        self.text = WordEncoder(config.text)
+
+    @property
+    def codec(self) -> PatchCodec:
+        """The codec of the latents."""
+        return self.config.codec
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Latent frames, C, H, W of the clips the student was made for."""
+        return latent_shape(self.config.codec, self.config.geometry)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """``text_BLD`` of the prompts, on the student's device."""
+        return self.text.encode(prompts)
+
+    def resized(self, geometry: Geometry) -> "Student":
+        """The same weights for clips of another size."""
+        latent_shape(self.config.codec, geometry)
+        student = Student(replace(self.config, geometry=geometry))
+        student.load_state_dict(self.state_dict())
+        return student
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``model.safetensors`` and ``config.json``, each whole or not at all; the config comes last."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        partial = path / (WEIGHTS + ".partial")
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, partial)
+        partial.replace(path / WEIGHTS)
+        write_json(path / CONFIG, {"format": FORMAT, "student": to_dict(self.config)})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Student":
+        """Read what ``save_pretrained`` wrote; half-precision weights are widened to float32.
+
+        Raises:
+            ValueError: not a student's folder, another format version, or a damaged file.
+        """
+        path = Path(folder)
+        student = cls(_read_config(path / CONFIG))
+        weights = {name: tensor.float() for name, tensor in _read_weights(path / WEIGHTS).items()}
+        try:
+            student.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path / WEIGHTS} does not belong to {path / CONFIG}: {str(error).splitlines()[-1].strip()}"
+            ) from error
+        return student.eval()
+
+
+def build_student(config: StudentConfig, *, seed: int) -> Student:
+    """A student with fresh weights; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Student(config)
+
+
+def _read_config(path: Path) -> StudentConfig:
+    if not path.is_file():
+        raise ValueError(f"{path.parent} is not a student: it has no {CONFIG}; give the folder that a run wrote")
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); write the student again") from error
+    version = values.get("format") if isinstance(values, dict) else None
+    if version != FORMAT:
+        raise ValueError(
+            f"{path} has format {version!r}, this version of streamstill reads format {FORMAT}; "
+            "save the student again with this version, or install the version that wrote it"
+        )
+    return from_dict(StudentConfig, values["student"], where=str(path))
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; the student was not saved whole")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or cut short ({error}); copy or write it again") from error

@@ -1,0 +1,104 @@
+"""Clips to latents, latents to batches. A batch is a pure function of the step, so a run can stop and go on."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamstill.codec.video import VideoCodec, to_pixels
+from streamstill.teachers.teacher import Teacher
+from streamstill.types import Clip, ClipRequest, Geometry
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """What a teacher said, encoded: clean latents of shape (B, F, C, H, W) and a prompt for each."""
+
+    latents_BFCHW: Tensor
+    prompts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.prompts) != self.latents_BFCHW.shape[0]:
+            raise ValueError(f"{self.latents_BFCHW.shape[0]} clips have {len(self.prompts)} prompts; give one each")
+
+    def __getitem__(self, rows: Sequence[int] | slice) -> "Examples":
+        """Some of the examples."""
+        chosen = range(len(self.prompts))[rows] if isinstance(rows, slice) else rows
+        return Examples(self.latents_BFCHW[list(chosen)], tuple(self.prompts[row] for row in chosen))
+
+
+@dataclass(frozen=True, eq=False)
+class PromptGroup:
+    """A few prompts with the teacher's answers: latents of shape (prompts, answers, F, C, H, W)."""
+
+    latents_PMFCHW: Tensor
+    prompts: tuple[str, ...]
+
+
+def encode_clip(clip: Clip, codec: VideoCodec) -> Tensor:
+    """Latents of one clip, shape (F, C, H, W)."""
+    return codec.encode(to_pixels(clip.frames_FCHW)[None])[0]
+
+
+def encode_clips(clips: Iterable[tuple[str, Clip]], codec: VideoCodec) -> Examples:
+    """Latents of (prompt, clip) pairs of one size."""
+    pairs = [(prompt, encode_clip(clip, codec)) for prompt, clip in clips]
+    return Examples(torch.stack([latents for _, latents in pairs]), tuple(prompt for prompt, _ in pairs))
+
+
+def example_batches(examples: Examples, *, batch: int, seed: int) -> Callable[[int], Examples]:
+    """Batches in which every example comes once before any comes again."""
+    count = len(examples.prompts)
+
+    def row(position: int) -> int:
+        epoch, place = divmod(position, count)
+        return int(np.random.default_rng([seed, epoch]).permutation(count)[place])
+
+    return lambda step: examples[[row(step * batch + place) for place in range(batch)]]
+
+
+def fresh_batches(
+    teacher: Teacher, prompts: Sequence[str], geometry: Geometry, codec: VideoCodec, *, batch: int, seed: int
+) -> Callable[[int], Examples]:
+    """Batches of clips that the teacher makes on the spot, every one with a new seed."""
+
+    def batch_at(step: int) -> Examples:
+        dice = np.random.default_rng([seed, step])
+        chosen = [prompts[i] for i in dice.integers(len(prompts), size=batch)]
+        seeds = (int(s) for s in dice.integers(2**31, size=batch))
+        requests = [ClipRequest.of(geometry, prompt=p, seed=s) for p, s in zip(chosen, seeds, strict=True)]
+        return encode_clips(((r.prompt, teacher.generate(r)) for r in requests), codec)
+
+    return batch_at
+
+
+def prompt_batches(examples: Examples, *, prompts: int, answers: int, seed: int) -> Callable[[int], PromptGroup]:
+    """Groups of prompts, each with ``answers`` of the teacher's clips for it (drawn again where it has fewer).
+
+    Raises:
+        ValueError: there are fewer distinct prompts than a group needs.
+    """
+    rows_of = defaultdict(list)
+    for row, prompt in enumerate(examples.prompts):
+        rows_of[prompt].append(row)
+    names = sorted(rows_of)
+    if len(names) < prompts:
+        raise ValueError(
+            f"a group needs {prompts} distinct prompts, the teacher's clips have {len(names)}; "
+            "collect clips for more prompts or lower prompts_per_update"
+        )
+
+    def group_at(step: int) -> PromptGroup:
+        dice = np.random.default_rng([seed, step])
+        chosen = [names[i] for i in dice.permutation(len(names))[:prompts]]
+        rows = [
+            [rows_of[name][i % len(rows_of[name])] for i in dice.permutation(max(answers, len(rows_of[name])))]
+            for name in chosen
+        ]
+        latents = torch.stack([examples.latents_BFCHW[some[:answers]] for some in rows])
+        return PromptGroup(latents, tuple(chosen))
+
+    return group_at

@@ -1,0 +1,60 @@
+"""Two objectives side by side in one run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from streamstill.training.objectives.objective import Loss, Objective, Player
+
+
+@dataclass(frozen=True)
+class Turns:
+    """A turn of each; the second is None when it rests."""
+
+    first: Any
+    second: Any | None
+
+
+class Together:
+    """``first`` moves in every step, ``second`` in every ``every``-th; their players must have different names."""
+
+    def __init__(self, first: Objective[Any, Any, Any], second: Objective[Any, Any, Any], *, every: int = 1) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        self.first, self.second, self.every = first, second, every
+        self._of_first = {player.name for player in first.players}
+
+    @property
+    def players(self) -> tuple[Player, ...]:
+        """The players of both."""
+        return (*self.first.players, *self.second.players)
+
+    @property
+    def memory(self) -> Mapping[str, nn.Module]:
+        """What both remember."""
+        return {**self.first.memory, **self.second.memory}
+
+    def begin(self, batch: tuple[Any, Callable[[], Any]], step: int, generator: torch.Generator) -> Turns:
+        """A turn of each. The batch of the second is a function: it is not made when the second rests."""
+        turn = self.first.begin(batch[0], step, generator)
+        if step % self.every:
+            return Turns(turn, None)
+        return Turns(turn, self.second.begin(batch[1](), step, generator))
+
+    def micro_batches(self, player: str, turn: Turns, generator: torch.Generator) -> Sequence[Any]:
+        """What the objective that owns the player gives it."""
+        if player in self._of_first:
+            return self.first.micro_batches(player, turn.first, generator)
+        return [] if turn.second is None else self.second.micro_batches(player, turn.second, generator)
+
+    def loss(self, player: str, micro: Any) -> Loss:
+        """The loss of the objective that owns the player."""
+        return (self.first if player in self._of_first else self.second).loss(player, micro)
+
+    def end(self, turn: Turns, step: int) -> Mapping[str, float]:
+        """Both finish their turn."""
+        metrics = dict(self.first.end(turn.first, step))
+        return metrics if turn.second is None else {**metrics, **self.second.end(turn.second, step)}
