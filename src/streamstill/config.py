@@ -48,10 +48,14 @@ def with_overrides(config: T, overrides: list[str]) -> T:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write whole or not at all: to a partial name first, then renamed."""
+    """Write whole or not at all: to a partial name first, then renamed; whatever goes wrong, no partial file stays."""
+    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _plain(text: str) -> Any:

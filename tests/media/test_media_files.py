@@ -88,7 +88,7 @@ def test_writing_that_fails_keeps_the_old_file(tmp_path: Path, smooth: Clip, mon
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("streamstill.media.av.VideoFrame.from_ndarray", fail)
+    monkeypatch.setattr("streamstill.media._channels_last", fail)
     with pytest.raises(OSError, match="No space left"):
         write_clip(tmp_path / "clip.mp4", smooth)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]

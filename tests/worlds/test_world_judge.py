@@ -119,8 +119,18 @@ def test_physics_error_of_known_motions() -> None:
     assert physics_error(seen_at(np.full((6, 2), 0.5))) == pytest.approx(1.0)
     assert physics_error(seen_at(np.array([0.5, 0.2]) + time * [0.2, 0.3])) == pytest.approx(1.0)
     assert physics_error(seen_at(fall), Laws(gravity=(0.0, 0.8))) == pytest.approx(1.0)
-    jumping = 0.5 + 0.2 * np.array([[0, 0], [1, -1]] * 3)
-    assert physics_error(seen_at(jumping)) == WORST_ERROR
+    jumping = 0.5 + 0.25 * np.array([[0, 0], [1, -1]] * 3)
+    assert physics_error(seen_at(jumping[:5])) == WORST_ERROR
+
+
+def test_the_acceleration_of_a_flight_is_that_of_the_best_parabola() -> None:
+    dice = np.random.default_rng(0)
+    time = np.arange(9) / 8
+    path = np.stack([0.5 + 0.1 * time, 0.35 + 0.2 * time**2], axis=1) + dice.normal(0, 0.01, (9, 2))
+    fitted = 2 * np.polyfit(time, path, 2)[0]
+    pull = np.array(REAL_LAWS.gravity)
+    expected = np.linalg.norm(fitted - pull) / np.linalg.norm(pull)
+    assert physics_error(seen_at(path)) == pytest.approx(expected)
 
 
 def test_physics_error_of_bodies_that_vanish_or_never_fly() -> None:

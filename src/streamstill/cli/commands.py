@@ -21,6 +21,7 @@ from streamstill.streaming.rollout import Sampling
 from streamstill.streaming.session import Session
 from streamstill.student.student import Student
 from streamstill.teachers import FolderTeacher, Teacher, WorldTeacher
+from streamstill.training.metric_log import TensorBoardTracker
 from streamstill.types import Clip, ClipRequest, Frames, Geometry
 from streamstill.worlds import LooseWorld, World
 
@@ -68,15 +69,24 @@ def collect_answers(
 
 
 def train_student(
-    student: Path, cache: Path, objective: str, steps: int, out: Path, overrides: list[str], console: Console
+    student: Path,
+    cache: Path,
+    objective: str,
+    steps: int,
+    out: Path,
+    overrides: list[str],
+    console: Console,
+    *,
+    track: bool = False,
 ) -> None:
     """``streamstill train``."""
     config = with_overrides(Training(student=str(student), objective=objective, steps=steps), overrides)
-    run = RunFolder.open(out, recipe="train", config=config)
+    tracker = TensorBoardTracker(out / "tensorboard") if track else None
     pupil = Student.from_pretrained(config.student)
     method, batches, settings = taught(config, pupil, cache)
+    run = RunFolder.open(out, recipe="train", config=config, inputs={"cache": str(cache)})
     with run.stage("training") as folder:
-        trainer = train(method, batches, settings, folder, console, title=config.objective)
+        trainer = train(method, batches, settings, folder, console, title=config.objective, tracker=tracker)
     averaged(trainer, "student", pupil if config.objective == "flow-matching" else pupil.network)
     pupil.eval().save_pretrained(out / "student")
     console.print(f"  student -> {out / 'student'}")
@@ -89,8 +99,12 @@ def stream_video(
     """``streamstill stream``."""
     if frames < 1:
         raise ValueError(f"--frames must be at least 1, got {frames}")
+    if out.suffix != ".mp4":
+        raise ValueError(f"--out must be the name of an mp4 file, got {out}")
     maker = Student.from_pretrained(student)
-    sampling = Sampling(steps=steps or maker.config.sampling_steps, shift=maker.config.schedule_shift)
+    sampling = Sampling(
+        steps=maker.config.sampling_steps if steps is None else steps, shift=maker.config.schedule_shift
+    )
     session = Session(maker, prompts[0], sampling=sampling, seed=seed)
     made: list[Frames] = []
     start = time.perf_counter()
@@ -98,7 +112,9 @@ def stream_video(
     for number, frame in enumerate(islice(session.frames(), frames)):
         made.append(frame)
         first = first or time.perf_counter() - start
-        session.prompt = prompts[min((number + 1) * len(prompts) // frames, len(prompts) - 1)]
+        prompt = prompts[min((number + 1) * len(prompts) // frames, len(prompts) - 1)]
+        if prompt != session.prompt:
+            session.prompt = prompt
     seconds = time.perf_counter() - start
     out.parent.mkdir(parents=True, exist_ok=True)
     provenance = {"student": str(student), "prompts": " | ".join(prompts), "seed": str(seed)}

@@ -16,6 +16,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
+CTRL_C = 130  # exit status
+_MEMORY_SIGNS = ("can't allocate memory", "not enough memory", "out of memory")
+
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; the default is runs/RECIPE.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. --set afd_updates=4.")
@@ -63,6 +66,9 @@ def train(
     objective: Annotated[str, typer.Option(help="flow-matching or afd.")] = "flow-matching",
     steps: Annotated[int, typer.Option(help="Steps in all.")] = 200,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
+    track: Annotated[
+        bool, typer.Option("--track", help="Send the metrics to TensorBoard files in the run, too.")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Teach a student from a cache; the same command goes on where it stopped.
@@ -71,7 +77,7 @@ def train(
     """
     from streamstill.cli.commands import train_student
 
-    train_student(student, cache, objective, steps, out, overrides or [], _console())
+    train_student(student, cache, objective, steps, out, overrides or [], _console(), track=track)
 
 
 @app.command()
@@ -108,14 +114,30 @@ def main() -> None:
     """Run a command; every expected failure ends in one sentence on standard error."""
     try:
         app()
-    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
-        _stop(str(error) or type(error).__name__, status=1)
-    except KeyboardInterrupt:
-        _stop("stopped; the same command goes on from here", status=130)
+    except (ValueError, FloatingPointError, ModuleNotFoundError) as error:
+        _stop(str(error), status=1)
+    except OSError as error:
+        own = error.strerror if error.filename is None else None  # our sentence without "[Errno 28]" before it
+        _stop(own or str(error), status=1)
+    except (MemoryError, RuntimeError) as error:
+        _stop(_out_of_memory(error), status=1)
+    except SystemExit as end:
+        if end.code != CTRL_C:  # which is what typer makes of a KeyboardInterrupt
+            raise
+        _stop("stopped; the same command goes on from here", status=CTRL_C)
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> str:
+    """What to do about it; any other RuntimeError is a bug and keeps its traceback."""
+    if type(error) is MemoryError and str(error):
+        return str(error)  # the trainer's own advice
+    if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _MEMORY_SIGNS):
+        raise error
+    return "out of memory; lower the size, the frames or the number of the clips, or close other programs"
 
 
 def _stop(sentence: str, *, status: int) -> None:
-    Console(stderr=True, highlight=False).print(f"streamstill: {sentence}", markup=False)
+    Console(stderr=True, highlight=False).print(f"streamstill: {sentence}", markup=False, soft_wrap=True)
     sys.exit(status)
 
 

@@ -67,9 +67,9 @@ def student_config(geometry: Geometry, *, shift: float, steps: int) -> StudentCo
 
 def run_base(config: Base, out: Path, console: Console) -> Student:
     """Train the base student on clips that are rendered on the spot; returns it and saves it in ``out/student``."""
-    run = RunFolder.open(out, recipe="base", config=config)
     shape = student_config(config.geometry, shift=config.schedule_shift, steps=config.sampling_steps)
     student = build_student(shape, seed=config.seed)
+    run = RunFolder.open(out, recipe="base", config=config)
     teacher = WorldTeacher(LooseWorld(), name="loose world")
     batches = fresh_batches(
         teacher,

@@ -59,12 +59,12 @@ class Folder:
 def run_folder(config: Folder, clips: Path, out: Path, console: Console) -> dict[str, Any]:
     """Collect the folder's clips, train on them, stream one; returns what ``report.json`` holds."""
     teacher = FolderTeacher.open(clips)
-    run = RunFolder.open(out, recipe="folder", config=config)
+    student = _fresh_student(config)
+    run = RunFolder.open(out, recipe="folder", config=config, inputs={"clips": teacher.name})
     requests = _requests(teacher, config.geometry)
     with run.stage("collect") as folder:
         console.rule("collect: clips of the folder, at the student's size", align="left")
         pairs = collect_clips(teacher, requests, folder / "cache", console)
-    student = _fresh_student(config)
     examples = encode_clips(((request.prompt, clip) for request, clip in pairs), student.codec)
     with run.stage("warm") as folder:
         console.rule("warm: flow matching on the clips", align="left")

@@ -1,11 +1,13 @@
 """``quickstart``: the whole of AFD on a laptop. A black-box teacher with real physics, a base that never saw it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from streamstill.config import write_json
 from streamstill.media import side_by_side, write_clip, write_strip
@@ -15,10 +17,10 @@ from streamstill.recipes.stages import averaged, collect_clips, students_clips, 
 from streamstill.report.comparison import Scores, as_json, as_table, judged
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
-from streamstill.training.batches import Examples, encode_clips, example_batches, prompt_batches
+from streamstill.training.batches import Examples, PromptGroup, encode_clips, example_batches, prompt_batches
 from streamstill.training.discriminator import MotionDiscriminator
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig
-from streamstill.training.objectives.afd import AdversarialFlowDistillation, AfdConfig
+from streamstill.training.objectives.afd import AdversarialFlowDistillation, AfdConfig, advantages
 from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from streamstill.training.objectives.together import Together
 from streamstill.training.optim import OptimConfig
@@ -67,34 +69,68 @@ def shipped_base() -> Student:
         return Student.from_pretrained(folder)
 
 
+@dataclass(frozen=True, eq=False)
+class Warmed:
+    """What AFD starts from."""
+
+    base: Student
+    student: Student  # after the warm-up; AFD goes on with it
+    discriminator: MotionDiscriminator
+    examples: Examples
+
+
 def run_quickstart(config: Quickstart, out: Path, console: Console) -> Scores:
     """Collect, warm up, distil, judge, show; returns the scores and leaves everything in ``out``."""
+    _base(config)  # what is wrong with it is said before anything is written
     run = RunFolder.open(out, recipe="quickstart", config=config)
-    with run.stage("collect") as folder:
-        console.rule("collect: the black-box teacher answers", align="left")
-        pairs = collect_clips(WorldTeacher(World()), _requests(config), folder / "cache", console)
-    base = (Student.from_pretrained(config.base) if config.base else shipped_base()).resized(config.geometry)
-    examples = encode_clips(((request.prompt, clip) for request, clip in pairs), base.codec)
-    torch.manual_seed(config.seed)
-    discriminator = MotionDiscriminator()
-    student = base.resized(config.geometry)
-    with run.stage("warm") as folder:
-        console.rule("warm: flow matching on the teacher's clips, the discriminator learns", align="left")
-        _warm(student, discriminator, examples, config, folder, console)
-    warm = student.resized(config.geometry)
+    warmed = warm_up(config, run, console)
+    warm, student = warmed.student.resized(config.geometry), warmed.student
     with run.stage("afd") as folder:
         console.rule("afd: the student answers, the discriminator compares", align="left")
-        _afd(student, discriminator, examples, config, folder, console)
+        distil(warmed, config, folder, console)
     student.eval().save_pretrained(out / "student")
     with run.stage("evaluate"):
         console.rule("evaluate: held-out prompts, judges that no objective saw", align="left")
-        clips = _answers(config, {"base": base, "warm": warm, "student": student})
-        scores = {who: judged(made, _held_out(config)) for who, made in clips.items()}
+        clips = _answers(config, {"base": warmed.base, "warm": warm, "student": student})
+        scores = {who: judged(made, held_out(config)) for who, made in clips.items()}
     _show(clips, out)
     write_json(out / "report.json", as_json(scores, run.seconds))
     console.print(as_table(scores))
     console.print(f"  {out / 'before_after.mp4'}, {out / 'strip.png'}, {out / 'report.json'}, {out / 'student'}")
     return scores
+
+
+def warm_up(config: Quickstart, run: RunFolder, console: Console) -> Warmed:
+    """The first two stages; what the folder has already is taken from there."""
+    with run.stage("collect") as folder:
+        console.rule("collect: the black-box teacher answers", align="left")
+        pairs = collect_clips(WorldTeacher(World()), _requests(config), folder / "cache", console)
+    base = _base(config)
+    examples = encode_clips(((request.prompt, clip) for request, clip in pairs), base.codec)
+    torch.manual_seed(config.seed)
+    warmed = Warmed(base, base.resized(config.geometry), MotionDiscriminator(), examples)
+    with run.stage("warm") as folder:
+        console.rule("warm: flow matching on the teacher's clips, the discriminator learns", align="left")
+        _warm(warmed, config, folder, console)
+    return warmed
+
+
+def distil(
+    warmed: Warmed,
+    config: Quickstart,
+    folder: Path,
+    console: Console,
+    *,
+    compare: Callable[[Tensor], Tensor] = advantages,
+) -> None:
+    """AFD from the warm student, in place."""
+    objective = AdversarialFlowDistillation(warmed.student, warmed.discriminator, config.afd, compare=compare)
+    settings = TrainerConfig(steps=config.afd_updates, seed=config.seed + 1, checkpoint_every=1)
+    train(objective, _groups(warmed.examples, config), settings, folder, console, title="afd")
+
+
+def _base(config: Quickstart) -> Student:
+    return (Student.from_pretrained(config.base) if config.base else shipped_base()).resized(config.geometry)
 
 
 def _requests(config: Quickstart) -> list[ClipRequest]:
@@ -107,7 +143,7 @@ def _requests(config: Quickstart) -> list[ClipRequest]:
     ]
 
 
-def _held_out(config: Quickstart) -> list[ClipRequest]:
+def held_out(config: Quickstart) -> list[ClipRequest]:
     """Wordings that the student was not taught on, with seeds that the teacher was not asked."""
     taught = {request.prompt for request in _requests(config)}
     others = [p for p in world_prompts(4 * config.held_out_clips, seed=config.seed + 1) if p not in taught]
@@ -115,20 +151,12 @@ def _held_out(config: Quickstart) -> list[ClipRequest]:
     return [ClipRequest.of(config.geometry, prompt=p, seed=10_000 + i) for i, p in enumerate(chosen)]
 
 
-def _warm(
-    student: Student,
-    discriminator: MotionDiscriminator,
-    examples: Examples,
-    config: Quickstart,
-    folder: Path,
-    console: Console,
-) -> None:
-    warm = config.warm
-    objective = Together(
-        FlowMatching(student, warm.learn), Adversary(student, discriminator, warm.adversary), every=warm.adversary_every
-    )
-    clips = example_batches(examples, batch=warm.batch, seed=config.seed)
-    groups = _groups(examples, config)
+def _warm(warmed: Warmed, config: Quickstart, folder: Path, console: Console) -> None:
+    warm, student = config.warm, warmed.student
+    adversary = Adversary(student, warmed.discriminator, warm.adversary)
+    objective = Together(FlowMatching(student, warm.learn), adversary, every=warm.adversary_every)
+    clips = example_batches(warmed.examples, batch=warm.batch, seed=config.seed)
+    groups = _groups(warmed.examples, config)
     settings = TrainerConfig(steps=warm.steps, seed=config.seed, checkpoint_every=50)
     trainer = train(
         objective, lambda step: (clips(step), lambda: groups(step)), settings, folder, console, title="warm"
@@ -136,27 +164,14 @@ def _warm(
     averaged(trainer, "student", student)
 
 
-def _afd(
-    student: Student,
-    discriminator: MotionDiscriminator,
-    examples: Examples,
-    config: Quickstart,
-    folder: Path,
-    console: Console,
-) -> None:
-    objective = AdversarialFlowDistillation(student, discriminator, config.afd)
-    settings = TrainerConfig(steps=config.afd_updates, seed=config.seed + 1, checkpoint_every=1)
-    train(objective, _groups(examples, config), settings, folder, console, title="afd")
-
-
-def _groups(examples: Examples, config: Quickstart):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _groups(examples: Examples, config: Quickstart) -> Callable[[int], PromptGroup]:
     prompts = min(config.prompts_per_update, len(set(examples.prompts)))
     return prompt_batches(examples, prompts=prompts, answers=config.clips_per_prompt, seed=config.seed)
 
 
 def _answers(config: Quickstart, students: dict[str, Student]) -> dict[str, list[Clip]]:
     """Everybody's clips for the held-out requests, the teacher's first; students share their noise."""
-    requests = _held_out(config)
+    requests = held_out(config)
     teacher = WorldTeacher(World())
     clips = {"teacher": [teacher.generate(request) for request in requests]}
     return clips | {who: students_clips(student, requests, seed=config.seed) for who, student in students.items()}
@@ -165,9 +180,10 @@ def _answers(config: Quickstart, students: dict[str, Student]) -> dict[str, list
 def _show(clips: dict[str, list[Clip]], out: Path) -> None:
     """``before_after.mp4``: everybody side by side; ``strip.png``: their frames."""
     names = list(clips)
+    count = min(SHOWN, len(clips["teacher"]))
     scale = max(1, 128 // clips["teacher"][0].geometry.height)
-    shown = [side_by_side([clips[who][i] for who in names], labels=names, scale=scale) for i in range(SHOWN)]
+    shown = [side_by_side([clips[who][i] for who in names], labels=names, scale=scale) for i in range(count)]
     joined = torch.cat([torch.from_numpy(clip.frames_FCHW) for clip in shown]).numpy()
     write_clip(out / "before_after.mp4", replace(shown[0], frames_FCHW=joined))
-    rows = [(who, clips[who][i]) for i in range(2) for who in names]
+    rows = [(who, clips[who][i]) for i in range(min(2, count)) for who in names]
     write_strip(out / "strip.png", [clip for _, clip in rows], labels=[who for who, _ in rows], columns=16)

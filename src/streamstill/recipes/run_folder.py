@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +20,18 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def open(cls, path: Path, *, recipe: str, config: Any) -> "RunFolder":
-        """Make the folder, or find it again.
+    def open(cls, path: Path, *, recipe: str, config: Any, inputs: Mapping[str, str] | None = None) -> "RunFolder":
+        """Make the folder, or find it again. While nothing was learnt in it, it may be given other settings.
+
+        Args:
+            inputs: what the run reads besides its config, by name; another input is another run.
 
         Raises:
-            ValueError: the folder holds a run of another recipe or with other settings.
+            ValueError: the folder holds a run of another recipe, with other settings or of other inputs.
         """
-        wanted = json.loads(json.dumps({"recipe": recipe, "config": to_dict(config)}))
+        wanted = json.loads(json.dumps({"recipe": recipe, "config": {**(inputs or {}), **to_dict(config)}}))
         written = path / RECIPE
-        if written.exists():
+        if written.exists() and any(path.glob("*/training/*.safetensors")):
             found = json.loads(written.read_text(encoding="utf-8"))
             if found != wanted:
                 raise ValueError(

@@ -13,7 +13,7 @@ from streamstill.codec.video import to_frames
 from streamstill.streaming.rollout import Sampling, rollout
 from streamstill.student.student import Student
 from streamstill.teachers import CachedTeacher, ClipStore, Teacher, collect
-from streamstill.training.metric_log import MetricLog
+from streamstill.training.metric_log import MetricLog, Tracker
 from streamstill.training.objectives.objective import Objective
 from streamstill.training.progress import progress_on
 from streamstill.training.trainer import Trainer, TrainerConfig
@@ -43,9 +43,10 @@ def train(
     console: Console,
     *,
     title: str,
+    tracker: Tracker | None = None,
 ) -> Trainer[Any, Any, Any]:
     """Run an objective to its last step, from wherever the folder says that it stopped."""
-    log, progress = MetricLog(folder / "metrics.jsonl"), progress_on(console, title)
+    log, progress = MetricLog(folder / "metrics.jsonl", tracker), progress_on(console, title)
     trainer = Trainer(objective, batches, config, folder, log=log, progress=progress)
     trainer.run()
     return trainer

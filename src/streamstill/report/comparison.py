@@ -1,5 +1,6 @@
 """Teacher, base, warm and student side by side: the numbers of a run, as JSON and in the terminal."""
 
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -19,16 +20,16 @@ Scores = Mapping[str, Mapping[str, Interval]]
 
 
 def judged(clips: Sequence[Clip], requests: Sequence[ClipRequest]) -> dict[str, Interval]:
-    """Every metric over the clips, each with its 95 % interval."""
+    """Every metric over the clips, each with its 95 % interval; a metric that no clip has gets ``n=0`` and no number."""
     rows = [
         {**judge(clip, request), "sharpness": sharpness(clip)} for clip, request in zip(clips, requests, strict=True)
     ]
-    return {name: interval([row[name] for row in rows]) for name in METRICS}
+    return {name: _interval([row[name] for row in rows]) for name in METRICS}
 
 
 def as_json(scores: Scores, seconds: Mapping[str, float]) -> dict[str, Any]:
     """What ``report.json`` holds."""
-    metrics = {who: {name: asdict(value) for name, value in row.items()} for who, row in scores.items()}
+    metrics = {who: {name: _plain(value) for name, value in row.items()} for who, row in scores.items()}
     return {"metrics": metrics, "seconds": dict(seconds), "environment": environment()}
 
 
@@ -56,3 +57,14 @@ def as_table(scores: Scores) -> Table:
     for who, row in scores.items():
         table.add_row(who, *(f"{row[name].mean:.3g} [{row[name].low:.3g}, {row[name].high:.3g}]" for name in METRICS))
     return table
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    if all(math.isnan(value) for value in values):  # no body was seen in flight: a long run must not end in an error
+        return Interval(mean=math.nan, low=math.nan, high=math.nan, n=0)
+    return interval(values)
+
+
+def _plain(value: Interval) -> dict[str, float | int | None]:
+    """JSON has no NaN: null stands for it."""
+    return {name: None if math.isnan(number) else number for name, number in asdict(value).items()}

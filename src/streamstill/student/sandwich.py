@@ -65,6 +65,11 @@ class SandwichDiT(nn.Module):
         """Latent frames that are made together."""
         return self.config.chunk_frames
 
+    @property
+    def latent_step(self) -> int:
+        """Latent height and width must be multiples of this."""
+        return self.config.patch * (STRIDE if BlockKind.SSA in self.kinds else 1)
+
     def initial_state(self, batch: int, height: int, width: int, like: Tensor) -> StreamState:
         """The state before the first chunk, for latents of this height and width.
 
@@ -162,7 +167,7 @@ class SandwichDiT(nn.Module):
         return [i for i, (a, b) in enumerate(pairwise(kinds)) if a is not b and b is to]
 
     def _token_grid(self, height: int, width: int) -> tuple[int, int]:
-        step = self.config.patch * (STRIDE if BlockKind.SSA in self.kinds else 1)
+        step = self.latent_step
         if height % step or width % step:
             raise ValueError(
                 f"latents of {height}x{width} cannot be cut into patches of {self.config.patch} with stride {STRIDE}; "

@@ -35,13 +35,18 @@ class StudentConfig:
 
 
 class Student(nn.Module):
-    """Network, text encoder and codec under one roof; ``save_pretrained`` and ``from_pretrained`` as usual."""
+    """Network, text encoder and codec under one roof; ``save_pretrained`` and ``from_pretrained`` as usual.
+
+    Raises:
+        ValueError: clips of this geometry cannot be cut into the patches and chunks of the codec and the network.
+    """
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.config = config
         self.network = SandwichDiT(config.network)
         self.text = WordEncoder(config.text)
+        _require_whole_patches(config, self.network)
 
     @property
     def codec(self) -> PatchCodec:
@@ -59,18 +64,19 @@ class Student(nn.Module):
 
     def resized(self, geometry: Geometry) -> "Student":
         """The same weights for clips of another size."""
-        latent_shape(self.config.codec, geometry)
         student = Student(replace(self.config, geometry=geometry))
         student.load_state_dict(self.state_dict())
         return student
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``model.safetensors`` and ``config.json``, each whole or not at all; the config comes last."""
+        """Write ``model.safetensors`` and ``config.json``, each whole or not at all; the config comes last.
+
+        Raises:
+            OSError: they could not be written, for example to a full disk.
+        """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        partial = path / (WEIGHTS + ".partial")
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, partial)
-        partial.replace(path / WEIGHTS)
+        _write_weights(path / WEIGHTS, {name: tensor.contiguous() for name, tensor in self.state_dict().items()})
         write_json(path / CONFIG, {"format": FORMAT, "student": to_dict(self.config)})
 
     @classmethod
@@ -99,12 +105,38 @@ def build_student(config: StudentConfig, *, seed: int) -> Student:
         return Student(config)
 
 
+def _require_whole_patches(config: StudentConfig, network: SandwichDiT) -> None:
+    frames, rows, columns = config.codec.compression
+    size, rows, columns = config.geometry, rows * network.latent_step, columns * network.latent_step
+    sizes = (("frames", size.frames, frames * network.chunk_frames), ("height", size.height, rows))
+    for name, given, step in (*sizes, ("width", size.width, columns)):
+        if given % step:
+            fitting = [str(fit) for fit in (given - given % step, given - given % step + step) if fit]
+            raise ValueError(
+                f"{name} {given} is not divisible by {step}, as the chunks and patches of this student need; "
+                f"use {' or '.join(fitting)}"
+            )
+
+
+def _write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file(tensors, partial)
+        partial.replace(path)
+    except SafetensorError as error:
+        raise OSError(
+            f"{path} could not be written ({error}); free some space and run the same command again"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _read_config(path: Path) -> StudentConfig:
     if not path.is_file():
         raise ValueError(f"{path.parent} is not a student: it has no {CONFIG}; give the folder that a run wrote")
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not even text
         raise ValueError(f"{path} is damaged ({error}); write the student again") from error
     version = values.get("format") if isinstance(values, dict) else None
     if version != FORMAT:
@@ -112,7 +144,10 @@ def _read_config(path: Path) -> StudentConfig:
             f"{path} has format {version!r}, this version of streamstill reads format {FORMAT}; "
             "save the student again with this version, or install the version that wrote it"
         )
-    return from_dict(StudentConfig, values["student"], where=str(path))
+    described = values.get("student")
+    if not isinstance(described, dict):
+        raise ValueError(f"{path} describes no student; write the student again")
+    return from_dict(StudentConfig, described, where=str(path))
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -38,12 +38,13 @@ def judge(clip: Clip, asked: ClipRequest | str, laws: Laws = REAL_LAWS) -> dict[
 
 
 def physics_error(seen: Track, laws: Laws = REAL_LAWS) -> float:
-    """How wrong free flight is: mean of |a - g| / |g| over triples of frames, each at most ``WORST_ERROR``.
+    """How wrong free flight is: mean of |a - g| / |g| over flights, each at most ``WORST_ERROR``.
 
-    ``a`` is the second difference of the centroid over frames 1/8 s apart (the nearest whole number of frames). A
-    triple counts when the body cannot have touched anything: every centroid is clear of floor, ceiling and walls by
-    the body's reach, and no side was near enough for a bounce in between. A triple with a frame where the body is not
-    visible counts as ``WORST_ERROR``.
+    A flight is a row of triples of frames 1/8 s apart (the nearest whole number of frames) in which the body cannot
+    have touched anything: every centroid is clear of floor, ceiling and walls by the body's reach, and no side was
+    near enough for a bounce in between. ``a`` is the acceleration of the parabola that fits the flight best in least
+    squares, so jitter averages out over a flight. A flight counts as often as it has triples; a triple with a frame
+    where the body is not visible counts as ``WORST_ERROR``.
 
     Returns:
         0 is right, 1 is what a body without gravity gets; NaN if fewer than two triples count.
@@ -56,9 +57,30 @@ def physics_error(seen: Track, laws: Laws = REAL_LAWS) -> float:
     first, middle, last = (seen.centroid_F2[i * stride : len(seen.centroid_F2) - (2 - i) * stride] for i in range(3))
     acceleration = (last - 2 * middle + first) * (seen.fps / stride) ** 2
     hidden: Flags = np.isnan(acceleration[:, 0])
-    errors = np.linalg.norm(np.where(hidden[:, None], np.inf, acceleration) - pull, axis=1) / strength
-    counted = np.minimum(errors, WORST_ERROR)[hidden | _in_flight(seen, strength, stride)]
-    return float(counted.mean()) if len(counted) >= _FEWEST_TRIPLES else math.nan
+    errors = [WORST_ERROR] * int(hidden.sum())
+    flying = _in_flight(seen, strength, stride)
+    for flight in _flights(acceleration, flying, stride):
+        error = float(np.linalg.norm(_parabola(flight) - pull)) / strength
+        errors += [min(error, WORST_ERROR)] * len(flight)
+    return float(np.mean(errors)) if len(errors) >= _FEWEST_TRIPLES else math.nan
+
+
+def _flights(acceleration: Floats, flying: Flags, stride: int) -> list[Floats]:
+    """Rows of neighbouring triples in flight, each a table of second differences."""
+    flights: list[Floats] = []
+    for phase in range(stride):
+        ups = np.flatnonzero(flying[phase::stride])
+        parts = np.split(ups, np.flatnonzero(np.diff(ups) > 1) + 1)
+        flights += [acceleration[phase::stride][part] for part in parts if len(part)]
+    return flights
+
+
+def _parabola(second_differences: Floats) -> Floats:
+    """Acceleration of the least-squares parabola through a flight: its second differences, the middle ones most."""
+    count = len(second_differences)
+    place = np.arange(count)
+    weight = (place + 1.0) * (place + 2) * (count - place) * (count - place + 1)
+    return np.average(second_differences, axis=0, weights=weight)
 
 
 def dynamic_degree(seen: Track) -> float:

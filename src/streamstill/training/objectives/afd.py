@@ -5,7 +5,7 @@ a prompt's own rollouts (Eq. 2), says of each rollout whether to move towards or
 path from noise to that rollout (Eqs. 3-4). Where the paper is silent the choices are in docs/papers.md.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -42,6 +42,8 @@ class AfdConfig:
             raise ValueError(f"beta must be positive, got {self.beta}; the usual values are 0.1 and 1")
         if not 0 <= self.old_decay < 1:
             raise ValueError(f"old_decay must lie in [0, 1), got {self.old_decay}; 0 copies the student every time")
+        if self.micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, got {self.micro_batch}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +106,20 @@ class AdversarialFlowDistillation:
     Rollouts are made by the lagged copy ``old``, few steps, chunk by chunk, each on its own clean past. The update
     looks at all chunks of a rollout in one pass, each at one of the sampler's own noise levels, given the clean
     chunks before it.
+
+    Args:
+        compare: how scores of shape (prompts, rollouts) become advantages; controls of an experiment give another.
     """
 
-    def __init__(self, student: Student, discriminator: nn.Module, config: AfdConfig) -> None:
-        self.student, self.config = student, config
+    def __init__(
+        self,
+        student: Student,
+        discriminator: nn.Module,
+        config: AfdConfig,
+        *,
+        compare: Callable[[Tensor], Tensor] = advantages,
+    ) -> None:
+        self.student, self.config, self.compare = student, config, compare
         self.adversary = Adversary(student, discriminator, config.adversary)
         self.old = _frozen_copy(student.network)
         self.start = _frozen_copy(student.network)
@@ -152,7 +164,7 @@ class AdversarialFlowDistillation:
 
     def _verdicts(self, turn: Round, generator: torch.Generator) -> list[Verdict]:
         """Score, compare within the prompt, noise, cut into micro batches in random order."""
-        advantage_PK = advantages(self.adversary.scores(turn, generator))
+        advantage_PK = self.compare(self.adversary.scores(turn, generator))
         reward_PK = rewards(advantage_PK, clip=self.config.advantage_clip, slope=self.config.reward_slope)
         reward_B, rollouts, prompts = reward_PK.flatten(), turn.rollouts_PKFCHW.flatten(0, 1), turn.prompts
         noise = torch.randn(rollouts.shape, generator=generator).to(rollouts)

@@ -22,6 +22,10 @@ class FlowMatchingConfig:
     ema_decay: float | None = None
     micro_batch: int = 8
 
+    def __post_init__(self) -> None:
+        if self.micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, got {self.micro_batch}")
+
 
 @dataclass(frozen=True, eq=False)
 class NoisedExamples:
