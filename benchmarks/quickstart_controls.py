@@ -17,7 +17,7 @@ from torch import Tensor
 
 from streamstill.config import from_dict
 from streamstill.metrics import Interval
-from streamstill.recipes.quickstart import Quickstart, distil, held_out, warm_up
+from streamstill.recipes.quickstart import Quickstart, base_of, distil, held_out, warm_up
 from streamstill.recipes.run_folder import RECIPE, RunFolder
 from streamstill.recipes.stages import students_clips
 from streamstill.report.comparison import as_table, judged
@@ -51,7 +51,7 @@ def main() -> None:
     requests = held_out(config)
     scores: dict[str, dict[str, Interval]] = {}
     for name, compare in CONTROLS.items():
-        warmed = warm_up(config, RunFolder(asked.run), console)
+        warmed = warm_up(config, base_of(config), RunFolder(asked.run), console)
         if not scores:
             scores["warm"] = judged(students_clips(warmed.student, requests, seed=config.seed), requests)
         folder = asked.out / name

@@ -26,7 +26,7 @@ def test_a_clip_has_rgb_frames_and_at_least_one_pixel(shape: tuple[int, ...]) ->
 
 def test_a_clip_has_bytes_and_not_floats() -> None:
     with pytest.raises(ValueError, match="got float32"):
-        Clip(frames_FCHW=frames(2, 3, 4, 6).astype(np.float32), fps=8)  # type: ignore[arg-type]
+        Clip(frames_FCHW=frames(2, 3, 4, 6).astype(np.float32), fps=8)
 
 
 @pytest.mark.parametrize("fps", [0.0, -1.0, float("nan")])

@@ -47,6 +47,17 @@ def with_overrides(config: T, overrides: list[str]) -> T:
     return config
 
 
+def require_positive(config: Any, *names: str) -> None:
+    """For the ``__post_init__`` of a config: these fields must be at least 1.
+
+    Raises:
+        ValueError: one is not; the message names it.
+    """
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write whole or not at all: to a partial name first, then renamed; whatever goes wrong, no partial file stays."""
     text = json.dumps(values, indent=2, sort_keys=True) + "\n"

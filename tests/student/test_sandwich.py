@@ -103,7 +103,7 @@ def test_low_blocks_alone_start_from_the_tokens_and_end_at_full_size() -> None:
 def test_a_sandwich_that_starts_low_skips_from_the_tokens() -> None:
     network = build(tiny("SL"))
     seen: list[Tensor] = []
-    network.down["0"].register_forward_hook(lambda conv, given, answer: seen.append(given[0]))
+    network.down["0"].register_forward_hook(lambda _, given, __: seen.append(given[0]))
     trace = Trace(network)
     tokens = seen[0].permute(0, 2, 3, 1).unflatten(0, (1, 2))
     assert_same([(trace.into[1], up(trace.out[0]) + tokens)])
@@ -160,8 +160,25 @@ def test_a_prompt_and_a_time_change_the_answer() -> None:
 
 @pytest.mark.parametrize("layout", ["", "  ", "LXS", "ls"])
 def test_a_layout_of_other_letters_is_refused_with_the_letters_there_are(layout: str) -> None:
-    with pytest.raises(ValueError, match="has unknown letters .* or is empty; write one of: L = LCHA, S = SSA"):
+    with pytest.raises(ValueError, match=r"has unknown letters .* or is empty; write one of: L = LCHA, S = SSA"):
         parse_layout(layout)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"width": 0}, "width=0"),
+        ({"head_dim": 5}, "head_dim=5"),
+        ({"head_dim": 24}, "head_dim=24"),
+        ({"patch": 0}, "patch=0"),
+        ({"chunk_frames": 0}, "chunk_frames=0"),
+        ({"retention": 1.5}, r"retention must lie in \[0, 1\], got 1.5"),
+        ({"layout": "LXL"}, "unknown letters"),
+    ],
+)
+def test_a_shape_that_cannot_be_built_is_refused(change: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        tiny(**change)  # type: ignore[arg-type]
 
 
 def test_spaces_group_the_letters_of_a_layout() -> None:

@@ -59,7 +59,7 @@ def test_weights_that_cannot_be_written_leave_the_old_student(folder: Path, monk
 def test_weights_alone_are_no_student_yet(folder: Path) -> None:
     """The config comes last, so a save that was killed half-way in a new folder is not mistaken for a student."""
     (folder / CONFIG).unlink()
-    with pytest.raises(ValueError, match="is not a student: it has no config.json; give the folder that a run wrote"):
+    with pytest.raises(ValueError, match=r"is not a student: it has no config\.json; give the folder that a run wrote"):
         Student.from_pretrained(folder)
 
 
@@ -155,6 +155,15 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
     config = tiny_student().config
     assert same_weights(build_student(config, seed=5), build_student(config, seed=5))
     assert not same_weights(build_student(config, seed=5), build_student(config, seed=6))
+
+
+def test_a_fingerprint_tells_weights_apart_and_nothing_else() -> None:
+    student = tiny_student(seed=1)
+    larger = student.resized(Geometry(frames=8, height=32, width=32, fps=8))
+    assert student.fingerprint == tiny_student(seed=1).fingerprint == larger.fingerprint
+    with torch.no_grad():
+        larger.text.positions[0, 0] += 1e-6
+    assert len({student.fingerprint, larger.fingerprint, tiny_student(seed=2).fingerprint}) == 3
 
 
 def test_building_a_student_leaves_the_global_randomness_alone() -> None:

@@ -43,7 +43,7 @@ class Indifferent(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, pixels_BFCHW: Tensor, prompts: Sequence[str]) -> Tensor:
-        return self.bias.expand(len(prompts))
+        return self.bias + torch.zeros(len(prompts))
 
 
 def afd(judge: nn.Module | None = None, **changes: Any) -> AdversarialFlowDistillation:

@@ -83,11 +83,12 @@ def test_clean_estimates_weigh_the_velocity_errors_by_the_square_of_the_time() -
     """The mix of Eq. 4 commutes with the jump from a velocity to its clean estimate."""
     x_t, v, old, target_v = (normal(*SHAPE, seed=seed) for seed in range(4))
     t_B, reward_B = torch.rand(2, SHAPE[0], generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    arguments = {"beta": 0.4, "self_normalise": False}
-    by_velocity = negative_aware_error(v, old, target_v, reward_B, **arguments)  # type: ignore[arg-type]
-    estimates = [clean_from_velocity(x_t, velocity, t_B) for velocity in (v, old, target_v)]
-    by_clean = negative_aware_error(*estimates, reward_B, **arguments)  # type: ignore[arg-type]
-    torch.testing.assert_close(by_clean, t_B.square() * by_velocity)
+
+    def error_B(new: Tensor, before: Tensor, target: Tensor) -> Tensor:
+        return negative_aware_error(new, before, target, reward_B, beta=0.4, self_normalise=False)
+
+    clean, clean_old, clean_target = (clean_from_velocity(x_t, velocity, t_B) for velocity in (v, old, target_v))
+    torch.testing.assert_close(error_B(clean, clean_old, clean_target), t_B.square() * error_B(v, old, target_v))
 
 
 def test_self_normalisation_divides_each_error_by_its_own_size_without_a_gradient_through_it() -> None:

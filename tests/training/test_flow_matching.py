@@ -107,10 +107,10 @@ def test_a_tiny_student_overfits_one_clip(tmp_path: Path) -> None:
     config = FlowMatchingConfig(optim=OptimConfig(lr=5e-3))
     trainer = Trainer(
         FlowMatching(tiny_student(), config),
-        lambda step: one,
+        lambda _: one,
         TrainerConfig(steps=150),
         tmp_path,
-        on_step=lambda step, metrics: losses.append(metrics["student/clean_mse"]),
+        on_step=lambda _, metrics: losses.append(metrics["student/clean_mse"]),
     )
     trainer.run()
     start, end = sum(losses[:5]) / 5, sum(losses[-20:]) / 20

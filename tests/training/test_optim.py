@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -72,10 +73,18 @@ def test_fused_kernels_are_used_only_on_plainly_laid_out_parameters() -> None:
         ({"max_grad_norm": 0.0}, "None turns clipping off"),
         ({"final_fraction": 2.0}, "fraction of lr"),
         ({"decay": "cosin"}, "decay must be one of"),
-        ({"decay": "cosine"}, "total_steps=None"),
         ({"decay": "linear", "warmup_steps": 9, "total_steps": 9}, "must exceed warmup_steps=9"),
     ],
 )
 def test_a_bad_config_says_what_is_allowed(fields: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         OptimConfig(**{"lr": 0.1, **fields})  # type: ignore[arg-type]
+
+
+def test_a_decay_without_an_end_ends_with_the_run() -> None:
+    open_ended = OptimConfig(lr=1.0, decay="cosine", warmup_steps=2)
+    with pytest.raises(ValueError, match=r"call over\(steps\)"):
+        lr_at(open_ended, 2)
+    assert lr_at(open_ended.over(10), 10) == pytest.approx(0.0)
+    assert replace(open_ended, total_steps=5).over(10).total_steps == 5
+    assert OptimConfig(lr=1.0).over(10) == OptimConfig(lr=1.0)

@@ -129,7 +129,7 @@ def main() -> None:
 
 def _out_of_memory(error: MemoryError | RuntimeError) -> str:
     """What to do about it; any other RuntimeError is a bug and keeps its traceback."""
-    if type(error) is MemoryError and str(error):
+    if error.__cause__ is not None and isinstance(error, MemoryError):
         return str(error)  # the trainer's own advice
     if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _MEMORY_SIGNS):
         raise error

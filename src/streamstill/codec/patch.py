@@ -16,6 +16,10 @@ class PatchCodec:
     frames: int = 2
     size: int = 4
 
+    def __post_init__(self) -> None:
+        if min(self.frames, self.size) < 1:
+            raise ValueError(f"a patch has at least one frame and one pixel, got frames={self.frames} size={self.size}")
+
     @property
     def latent_channels(self) -> int:
         """C of the latents: three colours times the pixels of a patch."""

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from streamstill.codec.patch import PatchCodec
 from streamstill.codec.text import WordEncoderConfig
+from streamstill.config import require_positive
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import averaged, train
 from streamstill.student.presets import nano
@@ -36,7 +37,7 @@ class Base:
     """Everything that fixes the run."""
 
     geometry: Geometry = SMALL
-    steps: int = 8000
+    steps: int = 6000
     batch: int = 8
     prompts: int = 2000
     schedule_shift: float = 8.0
@@ -50,6 +51,9 @@ class Base:
         )
     )
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "steps", "batch", "prompts")
 
 
 def student_config(geometry: Geometry, *, shift: float, steps: int) -> StudentConfig:

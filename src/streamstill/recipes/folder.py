@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
-from streamstill.config import write_json
+from streamstill.config import require_positive, write_json
 from streamstill.media import write_clip, write_strip
 from streamstill.metrics import psnr
 from streamstill.recipes.base import student_config
@@ -18,7 +17,7 @@ from streamstill.report.comparison import environment
 from streamstill.student.student import Student, build_student
 from streamstill.teachers import FolderTeacher
 from streamstill.training.batches import Examples, encode_clips, example_batches, prompt_batches
-from streamstill.training.discriminator import MotionDiscriminator
+from streamstill.training.discriminator import build_discriminator
 from streamstill.training.objectives.adversary import AdversaryConfig
 from streamstill.training.objectives.afd import AdversarialFlowDistillation, AfdConfig
 from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
@@ -40,7 +39,7 @@ class Folder:
     batch: int = 4
     learn: FlowMatchingConfig = field(
         default_factory=lambda: FlowMatchingConfig(
-            optim=OptimConfig(lr=2e-3, warmup_steps=20, decay="cosine", total_steps=400, final_fraction=0.05),
+            optim=OptimConfig(lr=2e-3, warmup_steps=20, decay="cosine", final_fraction=0.05),
             ema_decay=0.98,
             micro_batch=4,
         )
@@ -54,6 +53,9 @@ class Folder:
     schedule_shift: float = 8.0
     sampling_steps: int = 4
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "patch", "warm_steps", "batch", "afd_updates")
 
 
 def run_folder(config: Folder, clips: Path, out: Path, console: Console) -> dict[str, Any]:
@@ -105,8 +107,7 @@ def _fresh_student(config: Folder) -> Student:
 
 
 def _afd(student: Student, examples: Examples, config: Folder, folder: Path, console: Console) -> None:
-    torch.manual_seed(config.seed)
-    objective = AdversarialFlowDistillation(student, MotionDiscriminator(), config.afd)
+    objective = AdversarialFlowDistillation(student, build_discriminator(seed=config.seed), config.afd)
     settings = TrainerConfig(steps=config.afd_updates, seed=config.seed + 1, checkpoint_every=1)
     groups = prompt_batches(examples, prompts=len(set(examples.prompts)), answers=2, seed=config.seed)
     train(objective, groups, settings, folder, console, title="afd")

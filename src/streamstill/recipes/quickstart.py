@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from streamstill.config import write_json
+from streamstill.config import require_positive, write_json
 from streamstill.media import side_by_side, write_clip, write_strip
 from streamstill.recipes.base import SMALL, world_prompts
 from streamstill.recipes.run_folder import RunFolder
@@ -18,7 +18,7 @@ from streamstill.report.comparison import Scores, as_json, as_table, judged
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
 from streamstill.training.batches import Examples, PromptGroup, encode_clips, example_batches, prompt_batches
-from streamstill.training.discriminator import MotionDiscriminator
+from streamstill.training.discriminator import MotionDiscriminator, build_discriminator
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig
 from streamstill.training.objectives.afd import AdversarialFlowDistillation, AfdConfig, advantages
 from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
@@ -39,12 +39,15 @@ class Warmup:
     batch: int = 8
     learn: FlowMatchingConfig = field(
         default_factory=lambda: FlowMatchingConfig(
-            optim=OptimConfig(lr=3e-4, warmup_steps=10, decay="cosine", total_steps=150, final_fraction=0.1),
+            optim=OptimConfig(lr=3e-4, warmup_steps=10, decay="cosine", final_fraction=0.1),
             ema_decay=0.97,
         )
     )
     adversary: AdversaryConfig = field(default_factory=lambda: AdversaryConfig(rollouts_per_prompt=2))
     adversary_every: int = 6  # steps
+
+    def __post_init__(self) -> None:
+        require_positive(self, "steps", "batch", "adversary_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,11 @@ class Quickstart:
     held_out_clips: int = 256
     base: str = ""  # folder of a base student; empty: the one that is shipped
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "clips_per_prompt", "afd_updates", "prompts_per_update", "held_out_clips")
+        if self.clips < self.clips_per_prompt:
+            raise ValueError(f"clips must be at least clips_per_prompt={self.clips_per_prompt}, got {self.clips}")
 
 
 def shipped_base() -> Student:
@@ -79,11 +87,16 @@ class Warmed:
     examples: Examples
 
 
+def base_of(config: Quickstart) -> Student:
+    """The student that the run starts from, in the run's size."""
+    return (Student.from_pretrained(config.base) if config.base else shipped_base()).resized(config.geometry)
+
+
 def run_quickstart(config: Quickstart, out: Path, console: Console) -> Scores:
     """Collect, warm up, distil, judge, show; returns the scores and leaves everything in ``out``."""
-    _base(config)  # what is wrong with it is said before anything is written
-    run = RunFolder.open(out, recipe="quickstart", config=config)
-    warmed = warm_up(config, run, console)
+    base = base_of(config)  # what is wrong with it is said before anything is written
+    run = RunFolder.open(out, recipe="quickstart", config=config, inputs={"base_weights": base.fingerprint})
+    warmed = warm_up(config, base, run, console)
     warm, student = warmed.student.resized(config.geometry), warmed.student
     with run.stage("afd") as folder:
         console.rule("afd: the student answers, the discriminator compares", align="left")
@@ -100,15 +113,13 @@ def run_quickstart(config: Quickstart, out: Path, console: Console) -> Scores:
     return scores
 
 
-def warm_up(config: Quickstart, run: RunFolder, console: Console) -> Warmed:
+def warm_up(config: Quickstart, base: Student, run: RunFolder, console: Console) -> Warmed:
     """The first two stages; what the folder has already is taken from there."""
     with run.stage("collect") as folder:
         console.rule("collect: the black-box teacher answers", align="left")
         pairs = collect_clips(WorldTeacher(World()), _requests(config), folder / "cache", console)
-    base = _base(config)
     examples = encode_clips(((request.prompt, clip) for request, clip in pairs), base.codec)
-    torch.manual_seed(config.seed)
-    warmed = Warmed(base, base.resized(config.geometry), MotionDiscriminator(), examples)
+    warmed = Warmed(base, base.resized(config.geometry), build_discriminator(seed=config.seed), examples)
     with run.stage("warm") as folder:
         console.rule("warm: flow matching on the teacher's clips, the discriminator learns", align="left")
         _warm(warmed, config, folder, console)
@@ -129,10 +140,6 @@ def distil(
     train(objective, _groups(warmed.examples, config), settings, folder, console, title="afd")
 
 
-def _base(config: Quickstart) -> Student:
-    return (Student.from_pretrained(config.base) if config.base else shipped_base()).resized(config.geometry)
-
-
 def _requests(config: Quickstart) -> list[ClipRequest]:
     """The teacher is asked each prompt a few times, with other seeds."""
     asked = world_prompts(config.clips // config.clips_per_prompt, seed=config.seed)
@@ -146,7 +153,7 @@ def _requests(config: Quickstart) -> list[ClipRequest]:
 def held_out(config: Quickstart) -> list[ClipRequest]:
     """Wordings that the student was not taught on, with seeds that the teacher was not asked."""
     taught = {request.prompt for request in _requests(config)}
-    others = [p for p in world_prompts(4 * config.held_out_clips, seed=config.seed + 1) if p not in taught]
+    others = [p for p in world_prompts(4 * min(config.held_out_clips, 256), seed=config.seed + 1) if p not in taught]
     chosen = [others[i % len(others)] for i in range(config.held_out_clips)]
     return [ClipRequest.of(config.geometry, prompt=p, seed=10_000 + i) for i, p in enumerate(chosen)]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from streamstill.config import to_dict, write_json
 
+FORMAT = 1
 RECIPE, SECONDS = "recipe.json", "seconds.json"
 
 
@@ -29,10 +30,12 @@ class RunFolder:
         Raises:
             ValueError: the folder holds a run of another recipe, with other settings or of other inputs.
         """
-        wanted = json.loads(json.dumps({"recipe": recipe, "config": {**(inputs or {}), **to_dict(config)}}))
+        wanted = json.loads(
+            json.dumps({"format": FORMAT, "recipe": recipe, "inputs": dict(inputs or {}), "config": to_dict(config)})
+        )
         written = path / RECIPE
         if written.exists() and any(path.glob("*/training/*.safetensors")):
-            found = json.loads(written.read_text(encoding="utf-8"))
+            found = _read_json(written)
             if found != wanted:
                 raise ValueError(
                     f"{path} holds a run of {_differences(found, wanted)}; give another --out, or delete the folder"
@@ -46,7 +49,7 @@ class RunFolder:
     def seconds(self) -> dict[str, float]:
         """Seconds spent in each stage so far, over all attempts."""
         written = self.path / SECONDS
-        return dict(json.loads(written.read_text(encoding="utf-8"))) if written.exists() else {}
+        return _read_json(written) if written.exists() else {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Path]:
@@ -62,10 +65,19 @@ class RunFolder:
             write_json(self.path / SECONDS, spent)
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete the folder {path.parent} and run again") from error
+    return dict(values)
+
+
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    if found["recipe"] != wanted["recipe"]:
-        return f"the recipe {found['recipe']!r}, not {wanted['recipe']!r}"
-    old, new = _flat(found["config"]), _flat(wanted["config"])
+    for name in ("format", "recipe"):
+        if found.get(name) != wanted[name]:
+            return f"the {name} {found.get(name)!r}, not {wanted[name]!r}"
+    old, new = (_flat({**run.get("inputs", {}), **run.get("config", {})}) for run in (found, wanted))
     changed = [f"{k}={old.get(k)} (now {new.get(k)})" for k in sorted(old | new) if old.get(k) != new.get(k)]
     return "other settings: " + ", ".join(changed[:5])
 

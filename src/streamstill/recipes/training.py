@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from streamstill.student.student import Student
 from streamstill.teachers import ClipStore
 from streamstill.training.batches import Examples, encode_clips, example_batches, prompt_batches
-from streamstill.training.discriminator import MotionDiscriminator
+from streamstill.training.discriminator import build_discriminator
 from streamstill.training.objectives.afd import AdversarialFlowDistillation, AfdConfig
 from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from streamstill.training.objectives.objective import Objective
@@ -28,6 +26,7 @@ class Training:
     student: str
     objective: str
     steps: int
+    teacher: str = ""  # whose clips of the cache; may be left out when the cache has one teacher's only
     batch: int = 8
     prompts_per_update: int = 16
     answers: int = 2
@@ -50,12 +49,11 @@ def taught(
         near = difflib.get_close_matches(config.objective, OBJECTIVES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown objective {config.objective!r}: choose one of {', '.join(OBJECTIVES)}{hint}")
-    examples = cached_examples(cache, student)
+    examples = cached_examples(cache, student, teacher=config.teacher)
     if config.objective == "flow-matching":
         settings = TrainerConfig(steps=config.steps, seed=config.seed, checkpoint_every=100)
         batches = example_batches(examples, batch=config.batch, seed=config.seed)
         return FlowMatching(student, config.flow_matching), batches, settings
-    torch.manual_seed(config.seed)
     settings = TrainerConfig(steps=config.steps, seed=config.seed, checkpoint_every=1)
     groups = prompt_batches(
         examples,
@@ -63,19 +61,26 @@ def taught(
         answers=config.answers,
         seed=config.seed,
     )
-    return AdversarialFlowDistillation(student, MotionDiscriminator(), config.afd), groups, settings
+    return AdversarialFlowDistillation(student, build_discriminator(seed=config.seed), config.afd), groups, settings
 
 
-def cached_examples(cache: Path, student: Student) -> Examples:
-    """Every clip of the cache that has the student's size, encoded."""
+def cached_examples(cache: Path, student: Student, *, teacher: str) -> Examples:
+    """Every clip of the cache that the teacher made in the student's size, encoded.
+
+    Raises:
+        ValueError: there is no such clip, or the clips have several teachers and none was chosen.
+    """
     if not cache.exists():
         raise ValueError(f"there is no teacher cache at {cache}; make one with `streamstill collect --cache {cache}`")
     store, wanted = ClipStore.open(cache), student.config.geometry
-    entries = [entry for entry in store.find() if entry.request.geometry == wanted]
+    entries = [entry for entry in store.find(teacher=teacher or None) if entry.request.geometry == wanted]
     if not entries:
+        size = f"{wanted.frames}x{wanted.height}x{wanted.width}@{wanted.fps:g}"
+        of = f" of the teacher {teacher!r}" if teacher else ""
         raise ValueError(
-            f"{cache} has {len(store)} clips and none of the student's size {wanted.frames}x{wanted.height}x"
-            f"{wanted.width}@{wanted.fps:g}; collect some with --size {wanted.frames}x{wanted.height}x{wanted.width}"
-            f"@{wanted.fps:g}"
+            f"{cache} has {len(store)} clips and none{of} in the student's size {size}; collect some with --size {size}"
         )
+    teachers = sorted({entry.teacher for entry in entries})
+    if len(teachers) > 1:
+        raise ValueError(f"{cache} has clips of the teachers {teachers}; choose one with --set teacher=NAME")
     return encode_clips(((entry.request.prompt, store.get(entry.key)) for entry in entries), student.codec)

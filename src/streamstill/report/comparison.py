@@ -20,7 +20,7 @@ Scores = Mapping[str, Mapping[str, Interval]]
 
 
 def judged(clips: Sequence[Clip], requests: Sequence[ClipRequest]) -> dict[str, Interval]:
-    """Every metric over the clips, each with its 95 % interval; a metric that no clip has gets ``n=0`` and no number."""
+    """Every metric over the clips, each with its 95 % interval; one that no clip has gets ``n=0`` and no number."""
     rows = [
         {**judge(clip, request), "sharpness": sharpness(clip)} for clip, request in zip(clips, requests, strict=True)
     ]

@@ -36,6 +36,18 @@ class SandwichConfig:
     theta: float
     t_min: float
 
+    def __post_init__(self) -> None:
+        parse_layout(self.layout)
+        counts = ("latent_channels", "chunk_frames", "patch", "width", "head_dim", "text_width")
+        too_low = [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]
+        if too_low or self.width % self.head_dim or self.head_dim % 2:
+            raise ValueError(
+                f"a SandwichDiT needs positive sizes and a width that is a multiple of an even head_dim, "
+                f"got width={self.width}, head_dim={self.head_dim} {' '.join(too_low)}".rstrip()
+            )
+        if not 0 <= self.retention <= 1:
+            raise ValueError(f"retention must lie in [0, 1], got {self.retention}; 1 keeps the whole past")
+
 
 class SandwichDiT(nn.Module):
     """A causal video diffusion transformer that works chunk by chunk; it answers ``StreamingModel``.

@@ -1,5 +1,6 @@
 """A student as it is trained, saved and streamed: network, text encoder, codec, sizes."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,13 @@ class StudentConfig:
     sampling_steps: int
     schedule_shift: float
 
+    def __post_init__(self) -> None:
+        if self.sampling_steps < 1 or not self.schedule_shift > 0:
+            raise ValueError(
+                f"a student needs sampling_steps >= 1 and schedule_shift > 0, "
+                f"got {self.sampling_steps} and {self.schedule_shift}"
+            )
+
 
 class Student(nn.Module):
     """Network, text encoder and codec under one roof; ``save_pretrained`` and ``from_pretrained`` as usual.
@@ -61,6 +69,14 @@ class Student(nn.Module):
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """``text_BLD`` of the prompts, on the student's device."""
         return self.text.encode(prompts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that differ where the weights differ."""
+        digest = hashlib.sha256()
+        for name, tensor in self.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()[:12]
 
     def resized(self, geometry: Geometry) -> "Student":
         """The same weights for clips of another size."""

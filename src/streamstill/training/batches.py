@@ -51,6 +51,7 @@ def encode_clips(clips: Iterable[tuple[str, Clip]], codec: VideoCodec) -> Exampl
 
 def example_batches(examples: Examples, *, batch: int, seed: int) -> Callable[[int], Examples]:
     """Batches in which every example comes once before any comes again."""
+    _require_some(batch=batch)
     count = len(examples.prompts)
 
     def row(position: int) -> int:
@@ -64,6 +65,7 @@ def fresh_batches(
     teacher: Teacher, prompts: Sequence[str], geometry: Geometry, codec: VideoCodec, *, batch: int, seed: int
 ) -> Callable[[int], Examples]:
     """Batches of clips that the teacher makes on the spot, every one with a new seed."""
+    _require_some(batch=batch)
 
     def batch_at(step: int) -> Examples:
         dice = np.random.default_rng([seed, step])
@@ -81,6 +83,7 @@ def prompt_batches(examples: Examples, *, prompts: int, answers: int, seed: int)
     Raises:
         ValueError: there are fewer distinct prompts than a group needs.
     """
+    _require_some(prompts=prompts, answers=answers)
     rows_of = defaultdict(list)
     for row, prompt in enumerate(examples.prompts):
         rows_of[prompt].append(row)
@@ -102,3 +105,9 @@ def prompt_batches(examples: Examples, *, prompts: int, answers: int, seed: int)
         return PromptGroup(latents, tuple(chosen))
 
     return group_at
+
+
+def _require_some(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")

@@ -67,6 +67,13 @@ class MotionDiscriminator(nn.Module):
         return self.score(features_BD)[:, 0] + (features_BD * wanted_BD).sum(dim=1) / wanted_BD.shape[1] ** 0.5
 
 
+def build_discriminator(*, seed: int) -> MotionDiscriminator:
+    """A discriminator with fresh weights; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MotionDiscriminator()
+
+
 def bradley_terry_loss(teacher_score_B: Tensor, student_score_B: Tensor) -> Tensor:
     """-log P(the teacher's clip is preferred to the student's), prompt by prompt (AFD Eq. 1)."""
     return -F.logsigmoid(teacher_score_B - student_score_B).mean()

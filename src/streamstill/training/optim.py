@@ -1,7 +1,7 @@
 """AdamW and its learning rate, as two functions of one config."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 from torch import nn
@@ -22,7 +22,7 @@ class OptimConfig:
     weight_decay: float = 0.0  # on matrices and kernels only, never on vectors
     warmup_steps: int = 0
     decay: Decay = "constant"
-    total_steps: int | None = None  # where the decay ends; needed unless the decay is constant
+    total_steps: int | None = None  # where the decay ends; None: with the run
     final_fraction: float = 0.0  # of lr, reached at total_steps
     max_grad_norm: float | None = 1.0  # None: the norm is logged and checked, not clipped
 
@@ -37,15 +37,25 @@ class OptimConfig:
             raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}; None turns clipping off")
         if self.decay not in get_args(Decay):
             raise ValueError(f"decay must be one of {list(get_args(Decay))}, got {self.decay!r}")
-        if self.decay != "constant" and (self.total_steps is None or self.total_steps <= self.warmup_steps):
+        if self.total_steps is not None and self.total_steps <= self.warmup_steps:
             raise ValueError(
-                f"a {self.decay} decay ends at total_steps, which must exceed warmup_steps={self.warmup_steps}, "
-                f"got total_steps={self.total_steps}; set it to the number of optimiser steps of the run"
+                f"the decay ends at total_steps={self.total_steps}, which must exceed "
+                f"warmup_steps={self.warmup_steps}; raise it, or leave it out to let the decay end with the run"
             )
+
+    def over(self, steps: int) -> "OptimConfig":
+        """The same for a run of ``steps`` optimiser steps: where the decay has no end of its own, it ends with it."""
+        if self.decay == "constant" or self.total_steps is not None:
+            return self
+        return replace(self, total_steps=max(steps, self.warmup_steps + 1))
 
 
 def lr_at(config: OptimConfig, step: int) -> float:
-    """The learning rate of optimiser step ``step``, counted from 0: a linear warm-up, then the decay."""
+    """The learning rate of optimiser step ``step``, counted from 0: a linear warm-up, then the decay.
+
+    Raises:
+        ValueError: the config decays and does not say where; see ``OptimConfig.over``.
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     return config.lr * (config.final_fraction + (1 - config.final_fraction) * _height(config, step))
@@ -79,7 +89,9 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> AdamW:
 
 
 def _height(config: OptimConfig, step: int) -> float:
-    if config.decay == "constant" or config.total_steps is None:
+    if config.decay == "constant":
         return 1.0
+    if config.total_steps is None:
+        raise ValueError(f"a {config.decay} decay needs total_steps; call over(steps) with the steps of the run")
     progress = min(1.0, (step - config.warmup_steps) / (config.total_steps - config.warmup_steps))
     return 1 - progress if config.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -79,7 +79,7 @@ class Trainer(Generic[BatchT, TurnT, MicroT]):
         self.log = log or MetricLog(folder / "metrics.jsonl")
         self.progress = progress or SilentProgress()
         self.on_step = on_step
-        self._movers: tuple[_Mover[MicroT], ...] = tuple(_Mover(player) for player in objective.players)
+        self._movers: tuple[_Mover[MicroT], ...] = tuple(_Mover(player, config.steps) for player in objective.players)
         self._saved_step: int | None = None
         _require_names([mover.player.name for mover in self._movers])
 
@@ -281,9 +281,9 @@ class Trainer(Generic[BatchT, TurnT, MicroT]):
 class _Mover(Generic[MicroT]):
     """A player together with what the trainer keeps for it."""
 
-    def __init__(self, player: Player) -> None:
-        self.player = player
-        self.optimizer = build_optimizer(player.module, player.optim)
+    def __init__(self, player: Player, turns: int) -> None:
+        self.player = replace(player, optim=player.optim.over(turns * player.steps_per_turn))
+        self.optimizer = build_optimizer(player.module, self.player.optim)
         self.ema = None if player.ema_decay is None else Ema(player.module, player.ema_decay)
         self.moves = 0
 

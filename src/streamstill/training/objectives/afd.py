@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from streamstill.config import require_positive
 from streamstill.flow.path import clean_from_velocity, noised
 from streamstill.flow.times import random_levels
 from streamstill.student.sandwich import SandwichDiT
@@ -42,8 +43,7 @@ class AfdConfig:
             raise ValueError(f"beta must be positive, got {self.beta}; the usual values are 0.1 and 1")
         if not 0 <= self.old_decay < 1:
             raise ValueError(f"old_decay must lie in [0, 1), got {self.old_decay}; 0 copies the student every time")
-        if self.micro_batch < 1:
-            raise ValueError(f"micro_batch must be at least 1, got {self.micro_batch}")
+        require_positive(self, "micro_batch")
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from streamstill.config import require_positive
 from streamstill.flow.path import clean_from_velocity, noised, velocity_between
 from streamstill.flow.times import training_times
 from streamstill.student.student import Student
@@ -23,8 +24,7 @@ class FlowMatchingConfig:
     micro_batch: int = 8
 
     def __post_init__(self) -> None:
-        if self.micro_batch < 1:
-            raise ValueError(f"micro_batch must be at least 1, got {self.micro_batch}")
+        require_positive(self, "micro_batch")
 
 
 @dataclass(frozen=True, eq=False)
