@@ -1,6 +1,7 @@
 """A student's folder: written whole, read back bit for bit, and refused with one sentence when it is not right."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,10 @@ def test_a_folder_holds_weights_and_config_and_nothing_half_written(folder: Path
 
 
 def test_weights_that_cannot_be_written_leave_the_old_student(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, target: Path) -> Path:
+    def full(partial: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         tiny_student(seed=4).save_pretrained(folder)
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG, WEIGHTS]

@@ -1,4 +1,3 @@
-# ruff: noqa: ARG005  # toys need not use all that the trainer hands them
 import copy
 from collections.abc import Mapping
 from dataclasses import replace

@@ -17,7 +17,6 @@ app = typer.Typer(
 )
 
 CTRL_C = 130  # exit status
-_MEMORY_SIGNS = ("can't allocate memory", "not enough memory", "out of memory")
 
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; the default is runs/RECIPE.")]
 Overrides = Annotated[
@@ -131,7 +130,9 @@ def _out_of_memory(error: MemoryError | RuntimeError) -> str:
     """What to do about it; any other RuntimeError is a bug and keeps its traceback."""
     if error.__cause__ is not None and isinstance(error, MemoryError):
         return str(error)  # the trainer's own advice
-    if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _MEMORY_SIGNS):
+    from streamstill.training.trainer import is_out_of_memory
+
+    if not is_out_of_memory(error):
         raise error
     return "out of memory; lower the size, the frames or the number of the clips, or close other programs"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from streamstill.codec.patch import PatchCodec
@@ -17,6 +17,7 @@ from streamstill.codec.text import WordEncoder, WordEncoderConfig
 from streamstill.codec.video import latent_shape
 from streamstill.config import from_dict, to_dict, write_json
 from streamstill.student.sandwich import SandwichConfig, SandwichDiT
+from streamstill.tensor_file import write_tensors
 from streamstill.types import Geometry
 
 FORMAT = 1
@@ -92,7 +93,7 @@ class Student(nn.Module):
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        _write_weights(path / WEIGHTS, {name: tensor.contiguous() for name, tensor in self.state_dict().items()})
+        write_tensors(path / WEIGHTS, {name: tensor.contiguous() for name, tensor in self.state_dict().items()})
         write_json(path / CONFIG, {"format": FORMAT, "student": to_dict(self.config)})
 
     @classmethod
@@ -132,19 +133,6 @@ def _require_whole_patches(config: StudentConfig, network: SandwichDiT) -> None:
                 f"{name} {given} is not divisible by {step}, as the chunks and patches of this student need; "
                 f"use {' or '.join(fitting)}"
             )
-
-
-def _write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file(tensors, partial)
-        partial.replace(path)
-    except SafetensorError as error:
-        raise OSError(
-            f"{path} could not be written ({error}); free some space and run the same command again"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read_config(path: Path) -> StudentConfig:

@@ -1,7 +1,6 @@
 """The exact state of a training run in one file, replaced whole or not at all."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from streamstill.tensor_file import write_tensors
 
 FORMAT = 1
 _REMEDY = "delete the file to start anew, or put back a good copy"
@@ -38,12 +38,7 @@ def write_state(path: Path, state: TrainingState) -> None:
         "config": state.config,
         "torch_version": state.torch_version,
     }
-    partial = path.with_name(path.name + ".partial")
-    save_file(_storable(state.tensors), partial, metadata={"training_state": json.dumps(described, sort_keys=True)})
-    _sync(partial)
-    os.replace(partial, path)
-    if os.name == "posix":  # elsewhere a folder cannot be synced
-        _sync(path.parent)
+    write_tensors(path, _storable(state.tensors), {"training_state": json.dumps(described, sort_keys=True)})
 
 
 def read_state(path: Path) -> TrainingState:
@@ -157,11 +152,3 @@ def _require_format(path: Path, described: Any) -> None:
             f"{path} has format version {described.get('format')}, this streamstill reads version {FORMAT}; "
             "resume with the version of streamstill that wrote it, or train in another folder"
         )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

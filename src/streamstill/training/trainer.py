@@ -166,7 +166,7 @@ class Trainer(Generic[BatchT, TurnT, MicroT]):
         try:
             metrics = self.turn(step)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise MemoryError(
                 f"step {step} did not fit into memory; lower the batch size, the rollouts per prompt or the clip size, "
@@ -376,7 +376,8 @@ def _require_scalar(player: str, loss: Loss) -> None:
         )
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says, in whatever words, that memory ran out."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return any(sign in str(error) for sign in _OUT_OF_MEMORY)

@@ -127,7 +127,7 @@ class Adversary:
         """``score_PK`` of the rollouts: higher looks more like the teacher."""
         rollouts_BFCHW = turn.rollouts_PKFCHW.flatten(0, 1)
         score_B = self.discriminator(self.seen(rollouts_BFCHW, generator), turn.prompts)
-        return score_B.float().unflatten(0, turn.rollouts_PKFCHW.shape[:2])
+        return score_B.detach().float().unflatten(0, turn.rollouts_PKFCHW.shape[:2])
 
     def seen(self, latents_BFCHW: Tensor, generator: torch.Generator) -> Tensor:
         """What the discriminator sees of clean latents: decoded pixels, clipped as a screen would, blindfolded."""
