@@ -160,7 +160,7 @@ def test_the_first_two_commands_install_and_test() -> None:
 @each_page
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", prose(page)):
-        if not link.startswith(("http:", "https:")) and link != "docs/strip.png":  # the picture of a finished run
+        if not link.startswith(("http:", "https:")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
