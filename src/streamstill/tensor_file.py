@@ -1,6 +1,7 @@
 """Tensors on disk, written whole or not at all."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +16,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         OSError: it could not be written, for example to a full disk; no partial file stays.
     """
-    partial = path.with_name(path.name + ".partial")
+    workshop = path.with_name(path.name + ".partial")  # a folder: safetensors leaves files of its own when it is killed
+    shutil.rmtree(workshop, ignore_errors=True)
+    partial = workshop / path.name
     try:
+        workshop.mkdir()
         save_file(dict(tensors), partial, metadata=dict(metadata) if metadata else None)
         _sync(partial)
         os.replace(partial, path)
@@ -25,7 +29,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             f"{path} could not be written ({error}); free some space and run the same command again"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(workshop, ignore_errors=True)
     if os.name == "posix":  # elsewhere a folder cannot be synced
         _sync(path.parent)
 
