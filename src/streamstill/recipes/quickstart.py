@@ -18,7 +18,7 @@ from streamstill.report.comparison import Scores, as_json, as_table, judged
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
 from streamstill.training.batches import Examples, PromptGroup, encode_clips, example_batches, prompt_batches
-from streamstill.training.discriminator import MotionDiscriminator, build_discriminator
+from streamstill.training.discriminator import Blindfold, MotionDiscriminator, build_discriminator
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig
 from streamstill.training.objectives.afd import AdversarialFlowDistillation, AfdConfig, advantages
 from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
@@ -29,6 +29,7 @@ from streamstill.types import Clip, ClipRequest, Geometry
 from streamstill.worlds import World
 
 SHOWN = 4  # clips in before_after.mp4
+MOTION = Blindfold(blur=8, stride=4, noise=0.3)  # where a body is, not how it looks: see docs/log.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Warmup:
             ema_decay=0.97,
         )
     )
-    adversary: AdversaryConfig = field(default_factory=lambda: AdversaryConfig(rollouts_per_prompt=2))
+    adversary: AdversaryConfig = field(default_factory=lambda: AdversaryConfig(rollouts_per_prompt=2, blindfold=MOTION))
     adversary_every: int = 6  # steps
 
     def __post_init__(self) -> None:
@@ -58,8 +59,10 @@ class Quickstart:
     clips: int = 200
     clips_per_prompt: int = 2
     warm: Warmup = field(default_factory=Warmup)
-    afd: AfdConfig = field(default_factory=AfdConfig)
-    afd_updates: int = 6
+    afd: AfdConfig = field(
+        default_factory=lambda: AfdConfig(optim=OptimConfig(lr=2e-4), adversary=AdversaryConfig(blindfold=MOTION))
+    )
+    afd_updates: int = 8
     prompts_per_update: int = 16
     held_out_clips: int = 256
     base: str = ""  # folder of a base student; empty: the one that is shipped
