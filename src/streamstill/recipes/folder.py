@@ -35,12 +35,13 @@ class Folder:
 
     geometry: Geometry = REAL
     patch: int = 2  # latents per token side: real clips are larger than the world's
-    warm_steps: int = 400
-    batch: int = 4
+    width: int = 128  # and have more in them
+    warm_steps: int = 1800
+    batch: int = 2
     learn: FlowMatchingConfig = field(
         default_factory=lambda: FlowMatchingConfig(
-            optim=OptimConfig(lr=2e-3, warmup_steps=20, decay="cosine", final_fraction=0.05),
-            ema_decay=0.98,
+            optim=OptimConfig(lr=2e-3, warmup_steps=50, decay="cosine", final_fraction=0.05),
+            ema_decay=0.99,
             micro_batch=4,
         )
     )
@@ -102,7 +103,11 @@ def _requests(teacher: FolderTeacher, geometry: Geometry) -> list[ClipRequest]:
 
 def _fresh_student(config: Folder) -> Student:
     shape = student_config(config.geometry, shift=config.schedule_shift, steps=config.sampling_steps)
-    shape = replace(shape, network=replace(shape.network, patch=config.patch), text=replace(shape.text, tokens=64))
+    shape = replace(
+        shape,
+        network=replace(shape.network, patch=config.patch, width=config.width),
+        text=replace(shape.text, tokens=64),
+    )
     return build_student(shape, seed=config.seed)
 
 
