@@ -53,6 +53,18 @@ def test_the_loss_is_the_mean_squared_error_of_the_velocity() -> None:
     torch.testing.assert_close(objective.loss("student", micro).value, (velocity - (noise - clean)).square().mean())
 
 
+@pytest.mark.parametrize(("floor", "weight"), [(0.0, 100.0), (0.05, 100.0), (0.5, 4.0), (1.0, 1.0)])
+def test_below_full_weight_an_error_of_the_clean_estimate_weighs_no_more_than_at_it(
+    floor: float, weight: float
+) -> None:
+    """At t = 0.1 the weight of a clean error is 1 / max(t, floor)^2."""
+    objective = FlowMatching(tiny_student(), FlowMatchingConfig(full_weight_from=floor))
+    (micro,) = noised_once(objective, examples())
+    low = NoisedExamples(micro.examples, micro.noise_BFCHW, torch.full_like(micro.t_BK, 0.1))
+    loss = objective.loss("student", low)
+    torch.testing.assert_close(loss.value, weight * loss.metrics["clean_mse"], rtol=1e-3, atol=0.0)
+
+
 def test_every_chunk_of_every_clip_has_a_time_of_its_own() -> None:
     (micro,) = noised_once(FlowMatching(tiny_student(), FlowMatchingConfig(micro_batch=6)), examples())
     assert micro.t_BK.shape == (6, 2)

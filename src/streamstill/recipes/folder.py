@@ -42,6 +42,7 @@ class Folder:
         default_factory=lambda: FlowMatchingConfig(
             optim=OptimConfig(lr=2e-3, warmup_steps=50, decay="cosine", final_fraction=0.05),
             ema_decay=0.99,
+            full_weight_from=0.7,  # a token has more values than the network is wide
             micro_batch=4,
         )
     )
@@ -51,7 +52,7 @@ class Folder:
         )
     )
     afd_updates: int = 4
-    schedule_shift: float = 8.0
+    schedule_shift: float = 16.0  # more pixels outshine more noise
     sampling_steps: int = 4
     seed: int = 0
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from streamstill.config import require_positive
-from streamstill.flow.path import clean_from_velocity, noised, velocity_between
+from streamstill.flow.path import clean_from_velocity, expand_time, noised, velocity_between
 from streamstill.flow.times import training_times
 from streamstill.student.student import Student
 from streamstill.training.batches import Examples
@@ -22,6 +22,7 @@ class FlowMatchingConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1.5e-3))
     ema_decay: float | None = None
     micro_batch: int = 8
+    full_weight_from: float = 0.0  # below this time an error of the clean estimate weighs no more than at it
 
     def __post_init__(self) -> None:
         require_positive(self, "micro_batch")
@@ -73,6 +74,8 @@ class FlowMatching:
         text_BLD = self.student.encode_prompts(micro.examples.prompts)
         velocity = network.velocity_in_context(x_t, micro.t_BK, text_BLD, context_BFCHW=clean)
         error = velocity.float() - velocity_between(clean, micro.noise_BFCHW)
+        if self.config.full_weight_from > 0:
+            error = error * expand_time((t_BF / self.config.full_weight_from).clamp_max(1), error)
         clean_error = clean_from_velocity(x_t, velocity.detach().float(), t_BF) - clean
         return Loss(error.square().mean(), {"clean_mse": clean_error.square().mean()})
 
