@@ -1,5 +1,6 @@
 """Configs are frozen dataclasses. They are written as JSON and read back strictly: a misspelt key is an error."""
 
+import difflib
 import json
 import types
 from collections.abc import Mapping
@@ -67,6 +68,15 @@ def write_json(path: Path, values: Any) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_one_of(given: str, allowed: tuple[str, ...], what: str) -> None:
+    """Raise a ValueError that names what is allowed, and the nearest of it."""
+    if given in allowed:
+        return
+    near = difflib.get_close_matches(given, allowed, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {what} {given!r}: choose one of {', '.join(allowed)}{hint}")
 
 
 def _plain(text: str) -> Any:

@@ -1,6 +1,5 @@
 """What the commands do, once their words are parsed."""
 
-import difflib
 import re
 import time
 from itertools import islice
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from streamstill.config import with_overrides
+from streamstill.config import require_one_of, with_overrides
 from streamstill.media import write_clip
 from streamstill.recipes import Base, Folder, Quickstart, run_base, run_folder, run_quickstart
 from streamstill.recipes.base import world_prompts
@@ -123,15 +122,6 @@ def stream_video(
         f"  {frames} frames in {seconds:.2f} s: {frames / seconds:.0f} frames a second, "
         f"first frame after {1000 * first:.0f} ms, {torch.get_num_threads()} threads -> {out}"
     )
-
-
-def require_one_of(given: str, allowed: tuple[str, ...], what: str) -> None:
-    """Raise a ValueError that names what is allowed, and the nearest of it."""
-    if given in allowed:
-        return
-    near = difflib.get_close_matches(given, allowed, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {what} {given!r}: choose one of {', '.join(allowed)}{hint}")
 
 
 def parse_size(size: str) -> Geometry:

@@ -85,7 +85,7 @@ def run_folder(config: Folder, clips: Path, out: Path, console: Console) -> dict
     student.eval().save_pretrained(out / "student")
     with run.stage("evaluate"):
         console.rule("evaluate: how well the clips are known by heart", align="left")
-        report = _compare(student, [(request, clip) for request, clip in pairs], config, out)
+        report = _compare(student, pairs, config, out)
     report |= {"seconds": run.seconds, "environment": environment()}
     write_json(out / "report.json", report)
     known, grey = report["psnr_mean"], report["psnr_grey_mean"]

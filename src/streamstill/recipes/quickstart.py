@@ -84,7 +84,6 @@ def shipped_base() -> Student:
 class Warmed:
     """What AFD starts from."""
 
-    base: Student
     student: Student  # after the warm-up; AFD goes on with it
     discriminator: MotionDiscriminator
     examples: Examples
@@ -107,8 +106,9 @@ def run_quickstart(config: Quickstart, out: Path, console: Console) -> Scores:
     student.eval().save_pretrained(out / "student")
     with run.stage("evaluate"):
         console.rule("evaluate: held-out prompts, judges that no objective saw", align="left")
-        clips = _answers(config, {"base": warmed.base, "warm": warm, "student": student})
-        scores = {who: judged(made, held_out(config)) for who, made in clips.items()}
+        requests = held_out(config)
+        clips = _answers(requests, {"base": base, "warm": warm, "student": student}, seed=config.seed)
+        scores = {who: judged(made, requests) for who, made in clips.items()}
     _show(clips, out)
     write_json(out / "report.json", as_json(scores, run.seconds))
     console.print(as_table(scores))
@@ -122,7 +122,7 @@ def warm_up(config: Quickstart, base: Student, run: RunFolder, console: Console)
         console.rule("collect: the black-box teacher answers", align="left")
         pairs = collect_clips(WorldTeacher(World()), _requests(config), folder / "cache", console)
     examples = encode_clips(((request.prompt, clip) for request, clip in pairs), base.codec)
-    warmed = Warmed(base, base.resized(config.geometry), build_discriminator(seed=config.seed), examples)
+    warmed = Warmed(base.resized(config.geometry), build_discriminator(seed=config.seed), examples)
     with run.stage("warm") as folder:
         console.rule("warm: flow matching on the teacher's clips, the discriminator learns", align="left")
         _warm(warmed, config, folder, console)
@@ -179,12 +179,11 @@ def _groups(examples: Examples, config: Quickstart) -> Callable[[int], PromptGro
     return prompt_batches(examples, prompts=prompts, answers=config.clips_per_prompt, seed=config.seed)
 
 
-def _answers(config: Quickstart, students: dict[str, Student]) -> dict[str, list[Clip]]:
-    """Everybody's clips for the held-out requests, the teacher's first; students share their noise."""
-    requests = held_out(config)
+def _answers(requests: list[ClipRequest], students: dict[str, Student], *, seed: int) -> dict[str, list[Clip]]:
+    """Everybody's clips for the requests, the teacher's first; students share their noise."""
     teacher = WorldTeacher(World())
     clips = {"teacher": [teacher.generate(request) for request in requests]}
-    return clips | {who: students_clips(student, requests, seed=config.seed) for who, student in students.items()}
+    return clips | {who: students_clips(student, requests, seed=seed) for who, student in students.items()}
 
 
 def _show(clips: dict[str, list[Clip]], out: Path) -> None:

@@ -1,11 +1,11 @@
 """One training stage by itself: a student, a teacher cache, an objective."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from streamstill.config import require_one_of
 from streamstill.student.student import Student
 from streamstill.teachers import ClipStore
 from streamstill.training.batches import Examples, encode_clips, example_batches, prompt_batches
@@ -45,10 +45,7 @@ def taught(
     Raises:
         ValueError: an unknown objective, or a cache without clips of the student's size.
     """
-    if config.objective not in OBJECTIVES:
-        near = difflib.get_close_matches(config.objective, OBJECTIVES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown objective {config.objective!r}: choose one of {', '.join(OBJECTIVES)}{hint}")
+    require_one_of(config.objective, OBJECTIVES, "objective")
     examples = cached_examples(cache, student, teacher=config.teacher)
     if config.objective == "flow-matching":
         settings = TrainerConfig(steps=config.steps, seed=config.seed, checkpoint_every=100)

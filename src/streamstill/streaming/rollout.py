@@ -47,19 +47,23 @@ def stream_chunks(
     """
     times = sampling.times()
     state: Any = None
+    shown: tuple[Tensor, Tensor] | None = None
     for text_BLD in texts:
         batch = text_BLD.shape[0]
         noise = torch.randn(batch, model.chunk_frames, *latent_shape, generator=generator)
         noise = noise.to(text_BLD.device, text_BLD.dtype)
-        if state is None:
+        if shown is None:
             state = model.initial_state(batch, *latent_shape[1:], like=noise)
+        else:  # only now: nobody reads the state after the last chunk, and the first chunk need not wait for its own
+            clean, its_text_BLD = shown
+            _, state = model(clean, clean.new_zeros(batch), its_text_BLD, state)
         before = state
 
         def velocity(x_t: Tensor, t: Tensor, text_BLD: Tensor = text_BLD, before: Any = before) -> Tensor:
             return model(x_t, t.expand(x_t.shape[0]).to(x_t.device), text_BLD, before)[0]
 
         clean = sampler(velocity, noise, times, generator)
-        _, state = model(clean, noise.new_zeros(batch), text_BLD, before)
+        shown = clean, text_BLD
         yield clean
 
 

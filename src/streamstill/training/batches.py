@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -54,9 +55,13 @@ def example_batches(examples: Examples, *, batch: int, seed: int) -> Callable[[i
     _require_some(batch=batch)
     count = len(examples.prompts)
 
+    @lru_cache(maxsize=2)  # a batch may straddle two epochs
+    def order(epoch: int) -> list[int]:
+        return [int(row) for row in np.random.default_rng([seed, epoch]).permutation(count)]
+
     def row(position: int) -> int:
         epoch, place = divmod(position, count)
-        return int(np.random.default_rng([seed, epoch]).permutation(count)[place])
+        return order(epoch)[place]
 
     return lambda step: examples[[row(step * batch + place) for place in range(batch)]]
 
