@@ -10,10 +10,12 @@ import pytest
 from streamstill.codec.patch import PatchCodec
 from streamstill.codec.text import WordEncoderConfig
 from streamstill.config import from_dict, to_dict, with_overrides, write_json
+from streamstill.flow.times import Sampling
 from streamstill.recipes import Base, Folder, Quickstart
 from streamstill.recipes.training import Training
-from streamstill.streaming.rollout import Sampling
-from streamstill.student.presets import nano
+from streamstill.student.presets import preset
+from streamstill.student.student import StudentConfig
+from streamstill.student.wan import CausalWanConfig
 from streamstill.testing import tiny_student
 from streamstill.training.discriminator import Blindfold
 from streamstill.training.objectives.adversary import AdversaryConfig
@@ -41,6 +43,26 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ball:
+    radius: float
+    colour: str = "red"
+    bounces: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    height: float
+    width: float
+    colour: str = "red"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    thing: Ball | Box | None = None
+    size: Inner | float = 1.0
+
+
 FULL = Outer(name="a", on=True, limit=4, pair=(1.0, 2.0), many=(Inner(), Inner(kind="square")), inner=Inner(rate=2))
 
 CONFIGS = [
@@ -59,10 +81,15 @@ CONFIGS = [
     Training(student="s", objective="afd", steps=3),
     TrainerConfig(steps=2),
     WordEncoderConfig(),
-    nano(latent_channels=96, text_width=64),
+    CausalWanConfig(num_layers=2),
+    preset("nano", latent_channels=96, text_width=64),
     tiny_student().config,
+    replace(tiny_student().config, network=CausalWanConfig(window_chunks=2)),
     FULL,
     Outer(name="nothing else"),
+    Scene(thing=Ball(radius=1.0)),
+    Scene(thing=Box(height=1.0, width=2.0), size=Inner(rate=2.0)),
+    Scene(),
 ]
 
 
@@ -100,6 +127,35 @@ def test_a_config_comes_back_equal_from_json(config: Any) -> None:
 def test_what_does_not_fit_is_refused_with_the_path_of_the_field(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         from_dict(Outer, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"thing": {"radius": 1.0, "color": "blue"}},
+            r"config\.thing has no field \['color'\]; .* \['bounces', 'colour'",
+        ),
+        ({"thing": {"height": 1.0, "widht": 2.0}}, r"config\.thing has no field \['widht'\]; .* \['colour', 'height'"),
+        ({"thing": {"height": 1.0, "colour": "blue"}}, r"config\.thing is incomplete: .*'width'"),
+        ({"thing": {"height": "tall", "width": 1.0}}, r"config\.thing\.height must be float, got 'tall'"),
+        ({"thing": 3}, r"config\.thing must be one of \['Ball', 'Box'\], got 3"),
+        ({"size": {"rat": 1.0}}, r"config\.size has no field \['rat'\]"),
+        ({"size": "large"}, r"config\.size must be one of \['Inner', 'float'\], got 'large'"),
+    ],
+)
+def test_of_several_tables_the_one_that_fits_best_says_what_is_wrong(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        from_dict(Scene, values)
+
+
+@pytest.mark.parametrize("network", [tiny_student().config.network, CausalWanConfig()], ids=["sandwich", "wan"])
+def test_a_misspelt_field_of_a_network_is_named_among_the_fields_of_its_own_family(network: Any) -> None:
+    values = to_dict(replace(tiny_student().config, network=network))
+    values["network"]["chunk_fraems"] = values["network"].pop("chunk_frames")
+    with pytest.raises(ValueError, match=r"\.network has no field \['chunk_fraems'\]; its fields are") as refused:
+        from_dict(StudentConfig, values)
+    assert all(f"'{name}'" in str(refused.value) for name in vars(network))
 
 
 def test_the_file_that_was_read_can_be_named() -> None:

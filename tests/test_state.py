@@ -37,8 +37,9 @@ def test_a_map_keeps_the_kinds_of_the_nest() -> None:
     assert isinstance(doubled.blocks, tuple)
     lcha, cache = doubled.blocks
     assert isinstance(lcha, LchaState)
-    assert isinstance(lcha.conv, ConvCache)
+    assert isinstance(lcha.local, ConvCache)
     assert isinstance(cache, KVCache)
+    assert isinstance(lcha.linear, LinearState)
     assert float(lcha.linear.k_BNE[0, 0, 0]) == 4
     assert cache.seen_B.tolist() == [4]
 
@@ -47,6 +48,7 @@ def test_a_map_over_several_nests_joins_what_lies_at_the_same_place() -> None:
     joined = map_tensors(lambda *tensors: torch.cat(tensors), state(0.0), state(5.0), state(7.0))
     lcha, cache = joined.blocks
     assert isinstance(lcha, LchaState)
+    assert isinstance(lcha.linear, LinearState)
     assert lcha.linear.k_BNE[:, 0, 0].tolist() == [1, 6, 8]
     assert isinstance(cache, KVCache)
     assert cache.seen_B.tolist() == [2, 2, 2]

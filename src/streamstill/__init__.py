@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamstill.streaming.rollout import Sampling
+    from streamstill.flow.times import Sampling
     from streamstill.streaming.session import Session
     from streamstill.student.student import Student
     from streamstill.teachers import CachedTeacher, ClipStore, FolderTeacher, Teacher, WorldTeacher, collect
@@ -22,7 +22,7 @@ _HOMES = {
     "ClipStore": "streamstill.teachers",
     "FolderTeacher": "streamstill.teachers",
     "Geometry": "streamstill.types",
-    "Sampling": "streamstill.streaming.rollout",
+    "Sampling": "streamstill.flow.times",
     "Session": "streamstill.streaming.session",
     "Student": "streamstill.student.student",
     "Teacher": "streamstill.teachers",

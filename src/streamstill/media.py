@@ -1,4 +1,4 @@
-"""Video files to clips and back: read, write, fit to a geometry, and pictures that show clips to a person.
+"""Video files to clips and back: read, write, fit to a geometry, and pictures: to read, and to show clips.
 
 Frame k of a clip is shown at k / fps seconds. Reading is for any codec that FFmpeg knows; writing is H.264 in mp4.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from streamstill.types import Clip, Frames, Geometry
 
@@ -52,6 +52,25 @@ def read_fitted(path: Path, geometry: Geometry) -> Clip:
     if len(frames) < geometry.frames:
         raise _too_short(f"the video {path}", len(frames), geometry)
     return Clip(frames_FCHW=_stacked(frames), fps=geometry.fps, provenance={"file": path.name})
+
+
+def read_image(path: Path, *, height: int, width: int) -> Frames:
+    """A picture, upright, in any format that pillow reads: uint8 of shape (3, height, width).
+
+    It is resized and cropped as the frames of a clip are.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no picture, cut off or damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no picture {path}; check the name")
+    try:
+        with Image.open(path) as image:
+            pixels_HWC: Frames = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what pillow's readers raise
+        raise ValueError(f"the picture {path} cannot be read ({error}); give a PNG or JPEG file") from error
+    return np.ascontiguousarray(_resized(pixels_HWC, height, width).transpose(2, 0, 1))
 
 
 def fit(clip: Clip, geometry: Geometry) -> Clip:

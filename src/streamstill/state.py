@@ -14,7 +14,8 @@ TreeT = TypeVar("TreeT")
 class LinearState(NamedTuple):
     """All that causal linear attention remembers of the past; the size does not grow with the video.
 
-    Keys are counted from the start of the next chunk, so positions never grow either.
+    Keys are counted from the start of the next chunk, so positions never grow either. Sums are never kept in less
+    than float32.
     """
 
     kv_BNEE: Tensor  # decayed running sum of rotated phi(k) (x) v
@@ -22,22 +23,23 @@ class LinearState(NamedTuple):
 
 
 class ConvCache(NamedTuple):
-    """The last frames of a causal convolution's input."""
+    """The last latent frames of a causal convolution's input."""
 
     frames_BFHWD: Tensor
 
 
 class LchaState(NamedTuple):
-    """What an LCHA block remembers: its linear path and its local path."""
+    """What an LCHA block remembers: its linear path and its local path; ``()`` for a path it does not have."""
 
-    linear: LinearState
-    conv: ConvCache
+    linear: LinearState | tuple[()]
+    local: ConvCache | tuple[()]
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the last chunks, oldest first; keys are not rotated yet.
+    """Keys and values of past latent frames: first the sink (the video's first frames), then the window, oldest first.
 
-    ``seen_B`` counts the chunks behind us, up to the window; slots older than that are empty.
+    One slot W holds the S tokens of one latent frame; keys are not rotated yet. ``seen_B`` counts the latent frames
+    behind us, up to the number of slots; slots that no frame has filled are empty.
     """
 
     key_BWSNE: Tensor

@@ -58,7 +58,7 @@ def stream(run: Run, student: Path, *flags: object) -> Ended:
         (("base", "--set", "steps"), "write it as key=value"),
         (("base", "--set", "steps=many"), "steps must be int, got 'many'"),
         (("base", "--set", "geometry.height=30"), "height 30 is not divisible by 8"),
-        (("base", "--set", "sampling_steps=0"), "a student needs sampling_steps >= 1 and schedule_shift > 0, got 0"),
+        (("base", "--set", "sampling.steps=0"), "a sampler needs steps >= 1 and shift > 0, got steps=0"),
         (("quickstart", "--set", "afd_updates=0"), "afd_updates must be at least 1, got 0"),
         (("quickstart", "--set", "warm.steps=0"), "steps must be at least 1, got 0"),
         (("quickstart", "--set", "clips=1"), "clips must be at least clips_per_prompt=2, got 1"),

@@ -55,3 +55,27 @@ def test_it_learns() -> None:
     before = model.encode(["a red ball"]).mean()
     before.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_nothing_is_a_text_of_its_own_and_equal_for_every_clip() -> None:
+    model = encoder()
+    nothing = model.encode_nothing(3)
+    assert nothing.shape == (3, 24, 64)
+    assert torch.equal(nothing, nothing[:1].expand(3, -1, -1))
+    torch.testing.assert_close(nothing[:1], model.encode_nothing(1))
+    assert all(not torch.allclose(text, nothing[0]) for text in model.encode(["a", "a red ball", " ".join(WORDS)]))
+
+
+def test_nothing_goes_through_the_same_layers_as_a_prompt_and_learns_with_them() -> None:
+    """A word whose two rows are as empty as padding says nothing."""
+    model = encoder()
+    with torch.no_grad():
+        for table, salt in zip(model.words, ("a", "b"), strict=True):
+            assert isinstance(table, torch.nn.Embedding)
+            table.weight[_bucket("ball", salt, 512)] = 0
+    torch.testing.assert_close(model.encode(["ball"]), model.encode_nothing(1))
+    model.encode_nothing(2).square().sum().backward()
+    unused = {"words.0.weight", "words.1.weight"}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert (parameter.grad.abs().sum() > 0) == (name not in unused)

@@ -4,15 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from streamstill.streaming.rollout import Sampling
+from streamstill.codec.video import to_frames, to_pixels
+from streamstill.flow.times import Sampling
+from streamstill.streaming.rollout import rollout
 from streamstill.streaming.session import Session
 from streamstill.testing import tiny_student
+from streamstill.types import Frames
 
 PROMPT, OTHER = "a red ball is dropped", "a blue box is thrown to the left"
 
 
-def session(prompt: str = PROMPT, seed: int = 0) -> Session:
-    return Session(tiny_student(seed=1), prompt, sampling=Sampling(), seed=seed)
+def session(prompt: str = PROMPT, seed: int = 0, first_frame: Frames | None = None) -> Session:
+    return Session(tiny_student(seed=1), prompt, sampling=Sampling(), seed=seed, first_frame=first_frame)
+
+
+def picture(seed: int = 0) -> Frames:
+    return np.random.default_rng(seed).integers(0, 256, (3, 16, 16), dtype=np.uint8)
 
 
 def test_frames_arrive_one_by_one_in_the_students_size() -> None:
@@ -21,9 +28,6 @@ def test_frames_arrive_one_by_one_in_the_students_size() -> None:
 
 
 def test_a_session_makes_what_a_rollout_makes() -> None:
-    from streamstill.codec.video import to_frames
-    from streamstill.streaming.rollout import rollout
-
     student = tiny_student(seed=1)
     with torch.no_grad():
         latents = rollout(
@@ -81,3 +85,78 @@ def test_streaming_leaves_gradients_as_they_were() -> None:
     next(frames)
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
+
+
+def test_the_first_frame_is_shown_first_and_the_video_goes_on_from_it() -> None:
+    student, one = tiny_student(seed=1), session(first_frame=picture())
+    still = one.next_chunk()
+    assert still.shape == (4, 3, 16, 16)
+    assert all(np.array_equal(frame, picture()) for frame in still)
+    opening = student.codec.encode(to_pixels(still)[None])
+    with torch.no_grad():
+        latents = rollout(
+            student.network,
+            student.encode_prompts([PROMPT]),
+            frames=6,
+            latent_shape=student.latent_shape[1:],
+            sampling=Sampling(),
+            generator=torch.Generator().manual_seed(0),
+            opening_BFCHW=opening,
+        )
+    expected = to_frames(student.codec.decode(latents)[0][0])
+    assert np.array_equal(np.concatenate([still, one.next_chunk(), one.next_chunk()]), expected)
+
+
+def test_another_first_frame_is_another_video() -> None:
+    one, other, none = session(first_frame=picture()), session(first_frame=picture(1)), session()
+    one.next_chunk()
+    other.next_chunk()
+    later = one.next_chunk()
+    assert not np.array_equal(later, other.next_chunk())
+    assert not np.array_equal(later, none.next_chunk())
+
+
+def test_a_restart_begins_with_the_same_first_frame() -> None:
+    one = session(first_frame=picture())
+    first, second = one.next_chunk(), one.next_chunk()
+    one.restart()
+    assert np.array_equal(one.next_chunk(), first)
+    assert np.array_equal(one.next_chunk(), second)
+    one.restart(seed=3)
+    assert np.array_equal(one.next_chunk(), first)
+    assert not np.array_equal(one.next_chunk(), second)
+
+
+def test_a_prompt_given_while_the_first_frame_is_shown_holds_from_there() -> None:
+    one, other = session(first_frame=picture()), session(OTHER, first_frame=picture())
+    one.next_chunk()
+    one.prompt = OTHER
+    other.next_chunk()
+    assert np.array_equal(one.next_chunk(), other.next_chunk())
+
+
+def test_nothing_leaks_between_sessions_of_one_student() -> None:
+    student = tiny_student(seed=1)
+
+    def fresh(seed: int) -> Session:
+        return Session(student, PROMPT, sampling=Sampling(), seed=seed, first_frame=picture(seed))
+
+    alone = [list(islice(fresh(seed).frames(), 12)) for seed in (0, 1)]
+    pair = fresh(0), fresh(1)
+    turns = [[one.next_chunk() for one in pair] for _ in range(3)]
+    for mixed, frames in zip(zip(*turns, strict=True), alone, strict=True):
+        assert np.array_equal(np.concatenate(mixed), frames)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((3, 16, 32), dtype=np.uint8),
+        np.zeros((16, 16, 3), dtype=np.uint8),
+        np.zeros((1, 3, 16, 16), dtype=np.uint8),
+        np.zeros((3, 16, 16), dtype=np.float32),
+    ],
+)
+def test_a_first_frame_of_another_size_or_kind_is_refused(wrong: Frames) -> None:
+    with pytest.raises(ValueError, match=r"must be uint8 of shape \(3, 16, 16\), got (uint8|float32) of shape \("):
+        session(first_frame=wrong)

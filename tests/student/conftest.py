@@ -3,13 +3,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from streamstill.student.presets import nano
+from streamstill.student.presets import preset
 from streamstill.student.sandwich import SandwichConfig, SandwichDiT
 
 
 def tiny(layout: str = "LSL", **changes: object) -> SandwichConfig:
     """The nano preset made smaller still, for tests in float64."""
-    config = replace(nano(latent_channels=6, text_width=10), layout=layout, width=32, head_dim=16)
+    config = replace(preset("nano", latent_channels=6, text_width=10), layout=layout, width=32, head_dim=16)
     return replace(config, **changes)  # type: ignore[arg-type]
 
 

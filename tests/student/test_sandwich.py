@@ -121,12 +121,12 @@ def test_a_fresh_network_predicts_within_reach_of_clean_latents() -> None:
     network, t = build(tiny()), torch.full((1,), 0.25, dtype=torch.float64)
     x_t = torch.randn(1, 2, 6, H, W, dtype=torch.float64)
     clean = x_t - 0.25 * once(network, x_t=x_t, t=t)
-    near_zero = torch.full((1,), 0.01, dtype=torch.float64)  # below t_min the divisor stays t_min
+    near_zero = torch.full((1,), 1e-9, dtype=torch.float64)
     assert torch.isfinite(once(network, x_t=x_t, t=near_zero)).all()
     assert clean.abs().max() < 50
 
 
-@pytest.mark.parametrize("layout", ["L", "S", "LSSL", "SL", "LS"])
+@pytest.mark.parametrize("layout", ["L", "S", "LSSL", "SL", "LS", "FKACRUH"])
 def test_the_loss_reaches_every_parameter(layout: str) -> None:
     network = build(tiny(layout))
     x_t = torch.randn(2, 4, 6, H, W, dtype=torch.float64)
@@ -138,7 +138,7 @@ def test_the_loss_reaches_every_parameter(layout: str) -> None:
 
 def test_a_pass_in_bfloat16_is_finite_and_near_float32() -> None:
     torch.manual_seed(0)
-    network = SandwichDiT(tiny("LSSL"))
+    network = SandwichDiT(tiny("LSSLFKACRUH"))
     x_t, text, t_BK = torch.randn(2, 4, 6, H, W), torch.randn(2, 5, 10), torch.rand(2, 2)
     exact = network.velocity_in_context(x_t, t_BK, text, context_BFCHW=x_t)
     with torch.autocast("cpu", torch.bfloat16):
@@ -160,7 +160,9 @@ def test_a_prompt_and_a_time_change_the_answer() -> None:
 
 @pytest.mark.parametrize("layout", ["", "  ", "LXS", "ls"])
 def test_a_layout_of_other_letters_is_refused_with_the_letters_there_are(layout: str) -> None:
-    with pytest.raises(ValueError, match=r"has unknown letters .* or is empty; write one of: L = LCHA, S = SSA"):
+    with pytest.raises(
+        ValueError, match=r"has unknown letters .* or is empty; write some of: L = LCHA: .*; S = strided"
+    ):
         parse_layout(layout)
 
 
@@ -193,10 +195,3 @@ def test_latents_that_cannot_be_cut_into_tokens_are_refused(layout: str, patch: 
     assert network.latent_step == step
     with pytest.raises(ValueError, match=f"latents of {height}x8 .* must be divisible by {step}"):
         network.initial_state(1, height, 8, like=torch.zeros(1))
-
-
-@pytest.mark.parametrize(("frames", "channels"), [(1, 6), (4, 6), (2, 5)])
-def test_a_chunk_of_another_size_is_refused(network: SandwichDiT, frames: int, channels: int) -> None:
-    x_t = torch.zeros(1, frames, channels, H, W, dtype=torch.float64)
-    with pytest.raises(ValueError, match=f"a chunk has 2 latent frames of 6 channels, got {frames} of {channels}"):
-        once(network, x_t=x_t)

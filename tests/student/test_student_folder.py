@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from streamstill.student.presets import nano
+from streamstill.flow.times import Sampling
+from streamstill.student.presets import preset
+from streamstill.student.sandwich import SandwichConfig
 from streamstill.student.student import CONFIG, WEIGHTS, Student, StudentConfig, build_student
 from streamstill.testing import TINY, tiny_student
 from streamstill.types import Geometry
@@ -88,16 +90,17 @@ def test_truncated_weights_are_refused(folder: Path, kept: int) -> None:
 
 def test_weights_of_another_layout_are_refused(folder: Path, tmp_path: Path) -> None:
     config = tiny_student().config
+    assert isinstance(config.network, SandwichConfig)
     other = build_student(replace(config, network=replace(config.network, layout="LLL")), seed=0)
     save_file(other.state_dict(), folder / WEIGHTS)
     with pytest.raises(ValueError, match=r"model\.safetensors does not belong to .*config\.json: .*blocks\.1"):
         Student.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, "2", None])
 def test_another_format_version_says_what_to_do(folder: Path, version: object) -> None:
     edit_config(folder, format=version)
-    said = f"has format {version!r}, this version of streamstill reads format 1; .* install the version that wrote it"
+    said = f"has format {version!r}, this version of streamstill reads format 2; .* install the version that wrote it"
     with pytest.raises(ValueError, match=said):
         Student.from_pretrained(folder)
 
@@ -177,14 +180,13 @@ def test_building_a_student_leaves_the_global_randomness_alone() -> None:
 
 def test_a_nano_student_has_at_most_a_million_parameters() -> None:
     config = tiny_student().config
-    network = nano(latent_channels=config.codec.latent_channels, text_width=64)
+    network = preset("nano", latent_channels=config.codec.latent_channels, text_width=64)
     full = StudentConfig(
         network=network,
         text=replace(config.text, width=64),
         codec=config.codec,
         geometry=config.geometry,
-        sampling_steps=4,
-        schedule_shift=8.0,
+        sampling=Sampling(),
     )
     count = sum(parameter.numel() for parameter in build_student(full, seed=0).parameters())
     assert 300_000 < count <= 1_000_000

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from streamstill.flow.times import shifted
+from streamstill.flow.times import shifted, training_times
 from streamstill.testing import TINY, tiny_student
 from streamstill.training.batches import Examples, encode_clips
 from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig, NoisedExamples
@@ -53,7 +53,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_velocity() -> None:
     torch.testing.assert_close(objective.loss("student", micro).value, (velocity - (noise - clean)).square().mean())
 
 
-@pytest.mark.parametrize(("floor", "weight"), [(0.0, 100.0), (0.05, 100.0), (0.5, 4.0), (1.0, 1.0)])
+@pytest.mark.parametrize(("floor", "weight"), [(0.01, 100.0), (0.05, 100.0), (0.5, 4.0), (1.0, 1.0)])
 def test_below_full_weight_an_error_of_the_clean_estimate_weighs_no_more_than_at_it(
     floor: float, weight: float
 ) -> None:
@@ -76,7 +76,7 @@ def test_noise_levels_are_shifted_as_the_samplers_are() -> None:
     student = tiny_student()
     objective = FlowMatching(student, FlowMatchingConfig(micro_batch=4000))
     (micro,) = noised_once(objective, Examples(latents(1).expand(4000, -1, -1, -1, -1), PROMPTS[:1] * 4000))
-    uniform = shifted(micro.t_BK, 1 / student.config.schedule_shift).flatten()
+    uniform = shifted(micro.t_BK, 1 / student.config.sampling.shift).flatten()
     shares = torch.histc(uniform, bins=10, min=0, max=1) / uniform.numel()
     assert micro.t_BK.min() > 0
     assert micro.t_BK.max() <= 1
@@ -111,6 +111,69 @@ def test_network_and_text_encoder_both_learn() -> None:
 def test_a_micro_batch_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="micro_batch must be at least 1, got 0"):
         FlowMatchingConfig(micro_batch=0)
+
+
+def test_without_prompt_dropout_nothing_more_is_drawn_than_noise_and_times() -> None:
+    student, given, after = tiny_student(), examples(), torch.Generator().manual_seed(0)
+    expected = torch.randn(given.latents_BFCHW.shape, generator=after)
+    times = training_times((6, 2), shift=student.config.sampling.shift, generator=after)
+    generator = torch.Generator().manual_seed(0)
+    (micro,) = FlowMatching(student, FlowMatchingConfig()).micro_batches("student", given, generator)
+    assert micro.hidden_B is None
+    assert torch.equal(micro.noise_BFCHW, expected)
+    assert torch.equal(micro.t_BK, times)
+    assert torch.equal(generator.get_state(), after.get_state())
+
+
+def test_prompt_dropout_hides_that_share_of_the_prompts_by_the_generator_alone() -> None:
+    config = FlowMatchingConfig(micro_batch=4000, prompt_dropout=0.2)
+    given = Examples(latents(1).expand(4000, -1, -1, -1, -1), PROMPTS[:1] * 4000)
+    objective = FlowMatching(tiny_student(), config)
+    (one,), (same,), (other,) = (noised_once(objective, given, seed) for seed in (1, 1, 2))
+    assert one.hidden_B is not None
+    assert same.hidden_B is not None
+    assert other.hidden_B is not None
+    assert one.hidden_B.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert torch.equal(one.hidden_B, same.hidden_B)
+    assert not torch.equal(one.hidden_B, other.hidden_B)
+
+
+def test_a_hidden_prompt_does_not_count_and_the_others_do() -> None:
+    objective = FlowMatching(tiny_student(), FlowMatchingConfig(prompt_dropout=0.5))
+    (micro,) = noised_once(objective, examples())
+    hidden = torch.tensor([False, True, False, True, True, False])
+
+    def loss(*changed: int) -> float:
+        prompts = tuple("something else" if i in changed else p for i, p in enumerate(micro.examples.prompts))
+        given = NoisedExamples(Examples(micro.examples.latents_BFCHW, prompts), micro.noise_BFCHW, micro.t_BK, hidden)
+        return float(objective.loss("student", given).value.detach())
+
+    assert loss(1, 3, 4) == loss()
+    assert len({loss(), loss(0), loss(2), loss(5)}) == 4
+
+
+def test_network_and_text_encoder_both_learn_from_hidden_prompts() -> None:
+    objective = FlowMatching(tiny_student(), FlowMatchingConfig(prompt_dropout=0.5))
+    (micro,) = noised_once(objective, examples())
+    hidden = torch.ones(6, dtype=torch.bool)
+    objective.loss("student", NoisedExamples(micro.examples, micro.noise_BFCHW, micro.t_BK, hidden)).value.backward()
+    assert [name for name, p in objective.student.named_parameters() if p.grad is None] == []
+    assert objective.student.text.positions.grad is not None
+    assert objective.student.text.positions.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prompt_dropout": 1.0}, r"prompt_dropout is a share in \[0, 1\), got 1.0; 0 hides no prompt"),
+        ({"prompt_dropout": -0.1}, "prompt_dropout is a share"),
+        ({"prompt_dropout": float("nan")}, "prompt_dropout is a share"),
+        ({"full_weight_from": 0.0}, r"full_weight_from is a time in \(0, 1\], got 0.0"),
+    ],
+)
+def test_shares_and_times_outside_their_range_are_refused(changes: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        FlowMatchingConfig(**changes)  # type: ignore[arg-type]
 
 
 def test_a_tiny_student_overfits_one_clip(tmp_path: Path) -> None:

@@ -1,27 +1,20 @@
 """What the commands do, once their words are parsed."""
 
 import re
-import time
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import torch
 from rich.console import Console
 
 from streamstill.config import require_one_of, with_overrides
-from streamstill.media import write_clip
 from streamstill.recipes import Base, Folder, Quickstart, run_base, run_folder, run_quickstart
 from streamstill.recipes.base import world_prompts
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import averaged, collect_clips, train
 from streamstill.recipes.training import Training, taught
-from streamstill.streaming.rollout import Sampling
-from streamstill.streaming.session import Session
 from streamstill.student.student import Student
 from streamstill.teachers import FolderTeacher, Teacher, WorldTeacher
 from streamstill.training.metric_log import TensorBoardTracker
-from streamstill.types import Clip, ClipRequest, Frames, Geometry
+from streamstill.types import ClipRequest, Geometry
 from streamstill.worlds import LooseWorld, World
 
 RECIPES = ("quickstart", "folder", "base")
@@ -90,38 +83,6 @@ def train_student(
     pupil.eval().save_pretrained(out / "student")
     console.print(f"  student -> {out / 'student'}")
     _next(console, f'streamstill stream {out / "student"} --prompt "..."')
-
-
-def stream_video(
-    student: Path, prompts: list[str], frames: int, out: Path, seed: int, steps: int | None, console: Console
-) -> None:
-    """``streamstill stream``."""
-    if frames < 1:
-        raise ValueError(f"--frames must be at least 1, got {frames}")
-    if out.suffix != ".mp4":
-        raise ValueError(f"--out must be the name of an mp4 file, got {out}")
-    maker = Student.from_pretrained(student)
-    sampling = Sampling(
-        steps=maker.config.sampling_steps if steps is None else steps, shift=maker.config.schedule_shift
-    )
-    session = Session(maker, prompts[0], sampling=sampling, seed=seed)
-    made: list[Frames] = []
-    start = time.perf_counter()
-    first = 0.0
-    for number, frame in enumerate(islice(session.frames(), frames)):
-        made.append(frame)
-        first = first or time.perf_counter() - start
-        prompt = prompts[min((number + 1) * len(prompts) // frames, len(prompts) - 1)]
-        if prompt != session.prompt:
-            session.prompt = prompt
-    seconds = time.perf_counter() - start
-    out.parent.mkdir(parents=True, exist_ok=True)
-    provenance = {"student": str(student), "prompts": " | ".join(prompts), "seed": str(seed)}
-    write_clip(out, Clip(frames_FCHW=np.stack(made), fps=maker.config.geometry.fps, provenance=provenance))
-    console.print(
-        f"  {frames} frames in {seconds:.2f} s: {frames / seconds:.0f} frames a second, "
-        f"first frame after {1000 * first:.0f} ms, {torch.get_num_threads()} threads -> {out}"
-    )
 
 
 def parse_size(size: str) -> Geometry:

@@ -87,14 +87,66 @@ def stream(
     out: Annotated[Path, typer.Option(help="Video file to write.")] = Path("runs/stream.mp4"),
     seed: Annotated[int, typer.Option(help="Another seed is another video.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the default is the student's own.")] = None,
+    first_frame: Annotated[Path | None, typer.Option(help="Picture that the video begins with.")] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Make one clip in one piece; every frame sees all.")] = False,
+    guidance: Annotated[float | None, typer.Option(help="How far to follow the prompt, with --whole.")] = None,
 ) -> None:
     """Make a video frame by frame and say how fast it was.
 
     Example: `streamstill stream runs/quickstart/student --prompt "A red ball is dropped."`
     """
-    from streamstill.cli.commands import stream_video
+    from streamstill.cli.stream import Asked, make_video
 
-    stream_video(student, prompt, frames, out, seed, steps, _console())
+    asked = Asked(
+        student=student,
+        prompts=tuple(prompt),
+        frames=frames,
+        out=out,
+        seed=seed,
+        steps=steps,
+        first_frame=first_frame,
+        whole=whole,
+        guidance=guidance,
+    )
+    make_video(asked, _console())
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="Folder of a student, or a preset: nano, micro, small, phone, server.")],
+    layout: Annotated[str | None, typer.Option(help="Letters, or a layout by name (presets only).")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; the default is its own.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; the default is its own.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; the default is the student's own.")] = None,
+    ages: Annotated[str, typer.Option(help="How many chunks lie behind the timed ones.")] = "5,100,1000",
+    rounds: Annotated[int, typer.Option(help="How often each thing is timed.")] = 10,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Threads of torch; the default is torch's own.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
+    out: Annotated[Path, typer.Option(help="Card to write; its Markdown goes beside it.")] = Path("runs/card.json"),
+) -> None:
+    """Measure how fast a student or a preset streams, and write a benchmark card.
+
+    Example: `streamstill bench nano --threads 2 --out runs/nano.json`
+    """
+    from streamstill.cli.bench import Asked, measure
+
+    asked = Asked(
+        what=what,
+        layout=layout,
+        height=height,
+        width=width,
+        steps=steps,
+        ages=ages,
+        rounds=rounds,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        compiled=compiled,
+        out=out,
+    )
+    measure(asked, _console())
 
 
 @app.command()

@@ -23,6 +23,10 @@ class TextEncoder(Protocol):
         """``text_BLD``: one row per prompt."""
         ...
 
+    def encode_nothing(self, batch: int) -> Tensor:
+        """``text_BLD`` of no prompt at all, for guidance; ``batch`` equal rows."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class WordEncoderConfig:
@@ -65,7 +69,14 @@ class WordEncoder(nn.Module):
         Raises:
             ValueError: a prompt has no word in it.
         """
-        rows = torch.tensor([self._buckets(prompt) for prompt in prompts], device=self.positions.device)
+        return self._embed(torch.tensor([self._buckets(prompt) for prompt in prompts], device=self.positions.device))
+
+    def encode_nothing(self, batch: int) -> Tensor:
+        """``text_BLD`` of no prompt: padding alone, through the same layers; ``batch`` equal rows."""
+        return self._embed(self.positions.new_zeros(batch, 2, self.config.tokens, dtype=torch.int64))
+
+    def _embed(self, rows: Tensor) -> Tensor:
+        """The embeddings of two buckets for every word, shape (B, 2, L); bucket 0 is padding."""
         text_BLD = self.words[0](rows[:, 0]) + self.words[1](rows[:, 1]) + self.positions
         text_BLD = text_BLD + self._attend(self.norms[0](text_BLD))
         text_BLD = text_BLD + self.mlp(self.norms[1](text_BLD))

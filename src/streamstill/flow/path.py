@@ -6,6 +6,8 @@ Every function works on any shape; ``t`` is broadcast from the left (shape B aga
 
 from torch import Tensor
 
+T_FLOOR = 1e-3  # far below every time that a sampler visits
+
 
 def expand_time(t: Tensor, like: Tensor) -> Tensor:
     """``t`` with trailing axes of size one, so that it multiplies ``like`` row by row."""
@@ -33,10 +35,6 @@ def noise_from_velocity(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     return x_t + (1 - expand_time(t, x_t)) * velocity
 
 
-def velocity_from_clean(x_t: Tensor, clean: Tensor, t: Tensor, *, t_min: float) -> Tensor:
-    """The velocity that leads from x_t to ``clean``.
-
-    Args:
-        t_min: times below it are treated as it, because (x_t - clean) / t has no meaning at t=0.
-    """
-    return (x_t - clean) / expand_time(t, x_t).clamp_min(t_min)
+def velocity_from_clean(x_t: Tensor, clean: Tensor, t: Tensor) -> Tensor:
+    """The velocity that leads from x_t to ``clean``; times below ``T_FLOOR`` count as it, for nothing leads on at 0."""
+    return (x_t - clean) / expand_time(t, x_t).clamp_min(T_FLOOR)

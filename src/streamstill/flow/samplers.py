@@ -29,6 +29,6 @@ def few_step(velocity_fn: VelocityFn, noise: Tensor, times: Tensor, generator: t
     x_t = noise
     for t, t_next in pairwise(times):
         clean = clean_from_velocity(x_t, velocity_fn(x_t, t), t)
-        fresh = torch.randn(noise.shape, generator=generator, dtype=noise.dtype, device=noise.device)
-        x_t = noised(clean, fresh, t_next)
+        fresh = torch.randn(noise.shape, generator=generator, dtype=torch.promote_types(noise.dtype, torch.float32))
+        x_t = noised(clean, fresh.to(noise), t_next)
     return clean

@@ -1,7 +1,25 @@
 """How training times are drawn and which times a sampler visits: the same shift in both."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a chunk is made from noise: number of steps and schedule shift, the same as in training."""
+
+    steps: int = 4
+    shift: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.shift > 0:
+            raise ValueError(f"a sampler needs steps >= 1 and shift > 0, got steps={self.steps}, shift={self.shift}")
+
+    def times(self) -> Tensor:
+        """The sampler's times, from 1 down to 0."""
+        return sampler_times(self.steps, shift=self.shift)
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:
@@ -15,13 +33,7 @@ def training_times(shape: tuple[int, ...], *, shift: float, generator: torch.Gen
 
 
 def sampler_times(steps: int, *, shift: float) -> Tensor:
-    """The ``steps + 1`` times of a sampler, from 1 down to 0.
-
-    Raises:
-        ValueError: fewer than one step, or a shift that is not positive.
-    """
-    if steps < 1 or not shift > 0:
-        raise ValueError(f"a sampler needs steps >= 1 and shift > 0, got steps={steps}, shift={shift}")
+    """The ``steps + 1`` times of a sampler, from 1 down to 0."""
     return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).float()
 
 

@@ -8,9 +8,10 @@ from rich.console import Console
 from streamstill.codec.patch import PatchCodec
 from streamstill.codec.text import WordEncoderConfig
 from streamstill.config import require_positive
+from streamstill.flow.times import Sampling
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import averaged, train
-from streamstill.student.presets import nano
+from streamstill.student.presets import preset
 from streamstill.student.student import Student, StudentConfig, build_student
 from streamstill.teachers import WorldTeacher
 from streamstill.training.batches import fresh_batches
@@ -40,8 +41,9 @@ class Base:
     steps: int = 6000
     batch: int = 8
     prompts: int = 2000
-    schedule_shift: float = 8.0
-    sampling_steps: int = 4
+    preset: str = "nano"
+    layout: str | None = None  # None: the preset's own sandwich
+    sampling: Sampling = field(default_factory=Sampling)
     learn: FlowMatchingConfig = field(
         default_factory=lambda: FlowMatchingConfig(
             optim=OptimConfig(
@@ -56,22 +58,23 @@ class Base:
         require_positive(self, "steps", "batch", "prompts")
 
 
-def student_config(geometry: Geometry, *, shift: float, steps: int) -> StudentConfig:
-    """A nano student for clips of this geometry."""
+def student_config(
+    geometry: Geometry, *, sampling: Sampling, size: str = "nano", layout: str | None = None
+) -> StudentConfig:
+    """A student of a preset's size for clips of this geometry."""
     codec, text = PatchCodec(), WordEncoderConfig()
     return StudentConfig(
-        network=nano(latent_channels=codec.latent_channels, text_width=text.width),
+        network=preset(size, latent_channels=codec.latent_channels, text_width=text.width, layout=layout),
         text=text,
         codec=codec,
         geometry=geometry,
-        sampling_steps=steps,
-        schedule_shift=shift,
+        sampling=sampling,
     )
 
 
 def run_base(config: Base, out: Path, console: Console) -> Student:
     """Train the base student on clips that are rendered on the spot; returns it and saves it in ``out/student``."""
-    shape = student_config(config.geometry, shift=config.schedule_shift, steps=config.sampling_steps)
+    shape = student_config(config.geometry, sampling=config.sampling, size=config.preset, layout=config.layout)
     student = build_student(shape, seed=config.seed)
     run = RunFolder.open(out, recipe="base", config=config)
     teacher = WorldTeacher(LooseWorld(), name="loose world")

@@ -8,12 +8,14 @@ import numpy as np
 from rich.console import Console
 
 from streamstill.config import require_positive, write_json
+from streamstill.flow.times import Sampling
 from streamstill.media import write_clip, write_strip
 from streamstill.metrics import psnr
 from streamstill.recipes.base import student_config
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import averaged, collect_clips, students_clips, train
 from streamstill.report.comparison import environment
+from streamstill.student.sandwich import SandwichConfig
 from streamstill.student.student import Student, build_student
 from streamstill.teachers import FolderTeacher
 from streamstill.training.batches import Examples, encode_clips, example_batches, prompt_batches
@@ -52,8 +54,7 @@ class Folder:
         )
     )
     afd_updates: int = 4
-    schedule_shift: float = 16.0  # more pixels outshine more noise
-    sampling_steps: int = 4
+    sampling: Sampling = field(default_factory=lambda: Sampling(shift=16.0))  # more pixels outshine more noise
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -103,7 +104,8 @@ def _requests(teacher: FolderTeacher, geometry: Geometry) -> list[ClipRequest]:
 
 
 def _fresh_student(config: Folder) -> Student:
-    shape = student_config(config.geometry, shift=config.schedule_shift, steps=config.sampling_steps)
+    shape = student_config(config.geometry, sampling=config.sampling)
+    assert isinstance(shape.network, SandwichConfig)
     shape = replace(
         shape,
         network=replace(shape.network, patch=config.patch, width=config.width),

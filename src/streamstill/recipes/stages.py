@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from streamstill.codec.video import to_frames
-from streamstill.streaming.rollout import Sampling, rollout
+from streamstill.streaming.rollout import rollout
 from streamstill.student.student import Student
 from streamstill.teachers import CachedTeacher, ClipStore, Teacher, collect
 from streamstill.training.metric_log import MetricLog, Tracker
@@ -56,7 +56,6 @@ def students_clips(student: Student, requests: Sequence[ClipRequest], *, seed: i
     """The student's answers to the requests' prompts, in its own size; the same seed gives the same noise."""
     geometry, clips = student.config.geometry, []
     generator = torch.Generator().manual_seed(seed)
-    sampling = Sampling(steps=student.config.sampling_steps, shift=student.config.schedule_shift)
     for start in range(0, len(requests), BATCH):
         prompts = [request.prompt for request in requests[start : start + BATCH]]
         with torch.inference_mode():
@@ -65,7 +64,7 @@ def students_clips(student: Student, requests: Sequence[ClipRequest], *, seed: i
                 student.encode_prompts(prompts),
                 frames=student.latent_shape[0],
                 latent_shape=student.latent_shape[1:],
-                sampling=sampling,
+                sampling=student.config.sampling,
                 generator=generator,
             )
             pixels, _ = student.codec.decode(latents)

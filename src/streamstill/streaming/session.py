@@ -1,14 +1,17 @@
 """Prompt in, frames out, for as long as anybody watches."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from streamstill.codec.video import VideoCodec, to_frames
+from streamstill.codec.video import VideoCodec, to_frames, to_pixels
+from streamstill.flow.times import Sampling
 from streamstill.streaming.model import StreamingModel
-from streamstill.streaming.rollout import Sampling, stream_chunks
+from streamstill.streaming.rollout import stream_chunks
 from streamstill.types import Frames
 
 
@@ -35,16 +38,55 @@ class Streamer(Protocol):
         ...
 
 
+@torch.no_grad()
+def still_opening(student: Streamer, first_frame: Frames) -> Tensor:
+    """A picture as one clean chunk in which nothing moves, shape (1, chunk_frames, C, H, W).
+
+    Args:
+        first_frame: uint8 of shape (3, height, width), the student's size.
+
+    Raises:
+        ValueError: another shape or dtype.
+    """
+    per_frame, per_row, per_column = student.codec.compression
+    wanted = (3, student.latent_shape[2] * per_row, student.latent_shape[3] * per_column)
+    if first_frame.shape != wanted or first_frame.dtype != np.uint8:
+        raise ValueError(
+            f"the first frame of this student's videos must be uint8 of shape {wanted}, got {first_frame.dtype} of "
+            f"shape {first_frame.shape}; media.read_image reads a picture at any size"
+        )
+    still = to_pixels(first_frame).expand(1, student.network.chunk_frames * per_frame, *wanted)
+    return student.codec.encode(still)
+
+
 class Session:
     """One endless video. Memory does not grow; the prompt may change at any time, from the next chunk on.
 
     The past is kept when the prompt changes; ``restart`` begins a new video.
+
+    Args:
+        first_frame: a picture that the video begins with, uint8 of shape (3, height, width); the first chunk shows
+            it standing still, and the video goes on from there.
+
+    Raises:
+        ValueError: the prompt has no word in it, or the picture is not uint8 of the student's size.
     """
 
-    def __init__(self, student: Streamer, prompt: str, *, sampling: Sampling, seed: int = 0) -> None:
+    def __init__(
+        self,
+        student: Streamer,
+        prompt: str,
+        *,
+        sampling: Sampling,
+        seed: int = 0,
+        first_frame: Frames | None = None,
+    ) -> None:
         self._student, self._sampling, self._seed = student, sampling, seed
         self._text_BLD = self._encode(prompt)
         self._prompt = prompt
+        self._opening = None
+        if first_frame is not None:
+            self._opening = still_opening(student, first_frame).to(self._text_BLD.device)
         self._chunks = self._stream()
 
     @property
@@ -58,7 +100,7 @@ class Session:
         self._prompt = prompt
 
     def restart(self, *, seed: int | None = None) -> None:
-        """Forget the video so far; the same seed makes the same video again."""
+        """Forget the video so far but not its first frame; the same seed makes the same video again."""
         self._seed = self._seed if seed is None else seed
         self._chunks = self._stream()
 
@@ -86,7 +128,10 @@ class Session:
             latent_shape=self._student.latent_shape[1:],
             sampling=self._sampling,
             generator=torch.Generator().manual_seed(self._seed),
+            opening_BFCHW=self._opening,
         )
+        if self._opening is not None:
+            chunks = chain([self._opening], chunks)
         state: Any = None
         while True:
             with torch.inference_mode():  # entered per chunk: a generator must not leave it switched on for its caller

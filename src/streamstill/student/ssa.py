@@ -1,73 +1,77 @@
-"""SSA: softmax attention on the low-resolution stream, over a window of chunks (S2DiT section 3.2, s2dit.md 2)."""
+"""Softmax attention in a window: SSA, and the full-resolution kinds it is compared with (S2DiT sections 3.2, 4.4)."""
 
-from typing import NamedTuple
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamstill.state import KVCache
-from streamstill.student.positions import rotate, rotations
+from streamstill.student.positions import rotate, token_turns
+from streamstill.student.resize import STRIDE, downsample, strided_mean
+from streamstill.student.window import Window, WindowChunk
 
 
-class SsaChunk(NamedTuple):
-    """One chunk by itself; keys are not rotated yet. ``grid`` only carries frames, height and width."""
+class WindowedSelfAttention(nn.Module):
+    """Softmax attention from a chunk to itself and to the past in a window; a ``Mixer``.
 
-    query_RSNE: Tensor
-    key_RSNE: Tensor
-    value_RSNE: Tensor
-    grid_RFHW0: Tensor
+    On the low-resolution stream this is SSA: queries, keys and values are strided alike. On the full one it is the
+    attention of the usual causal video transformers.
 
+    Args:
+        compress: keys and values come from cells of ``STRIDE x STRIDE`` tokens, queries from all tokens.
+    """
 
-class StridedSelfAttention(nn.Module):
-    """Softmax attention from a chunk to itself and to the ``window`` chunks before it; a ``Mixer``."""
-
-    def __init__(self, width: int, *, heads: int, window: int, theta: float) -> None:
+    def __init__(self, width: int, *, head_dim: int, window: Window, theta: float, compress: bool = False) -> None:
         super().__init__()
-        self.heads, self.window, self.theta = heads, window, theta
+        self.heads, self.head_dim, self.window, self.theta = width // head_dim, head_dim, window, theta
+        self.compress = strided_mean(width) if compress else None
         self.qkv = nn.Linear(width, 3 * width)
-        self.query_norm, self.key_norm = nn.LayerNorm(width // heads), nn.LayerNorm(width // heads)
+        self.query_norm, self.key_norm = nn.LayerNorm(head_dim), nn.LayerNorm(head_dim)
         self.out = nn.Linear(width, width)
 
-    def empty(self, batch: int, tokens: int, like: Tensor) -> KVCache:
-        """The state before the first chunk, for chunks of ``tokens`` tokens."""
-        slots = like.new_zeros(batch, self.window, tokens, self.heads, self.out.in_features // self.heads)
-        return KVCache(slots, slots.clone(), torch.zeros(batch, dtype=torch.int64, device=like.device))
+    @property
+    def key_stride(self) -> int:
+        """How many rows, and columns, of tokens share a key."""
+        return 1 if self.compress is None else STRIDE
 
-    def project(self, x_RFHWD: Tensor) -> SsaChunk:
-        """Normed queries and keys, and values."""
-        qkv = self.qkv(x_RFHWD).flatten(1, 3).unflatten(-1, (3, self.heads, -1))
-        query, key, value = qkv.unbind(2)
-        return SsaChunk(self.query_norm(query), self.key_norm(key), value, x_RFHWD[..., :0])
+    def empty(self, batch: int, height: int, width: int, like: Tensor) -> KVCache:
+        """The state before the first chunk, for latent frames of this many rows and columns of tokens."""
+        return self.window.empty(batch, height * width // self.key_stride**2, self.heads, self.head_dim, like)
 
-    def mix(self, chunk: SsaChunk, past: KVCache) -> Tensor:
-        """Attention over the window; slots that no chunk has filled yet are masked."""
-        frames, height, width = chunk.grid_RFHW0.shape[1:4]
-        tokens = frames * height * width
-        first = -self.window * frames
-        positions = torch.arange(first, frames, device=chunk.query_RSNE.device)
-        angles_S1E = rotations(positions, height, width, head_dim=chunk.key_RSNE.shape[-1], theta=self.theta).unsqueeze(
-            1
+    def project(self, x_RFHWD: Tensor) -> WindowChunk:
+        """Normed and rotated queries, normed keys, and values."""
+        _, frames, height, width, _ = x_RFHWD.shape
+        query, key, value = self._query_key_value(x_RFHWD)
+        query_RSNE = self.query_norm(query).flatten(1, 2)
+        turns = token_turns(range(frames), height, width, head_dim=self.head_dim, theta=self.theta, like=query_RSNE)
+        return WindowChunk(rotate(query_RSNE, turns), self.key_norm(key), value, x_RFHWD[..., :0])
+
+    def mix(self, chunk: WindowChunk, past: KVCache) -> Tensor:
+        """Attention over the window, shape (R, F, H, W, D)."""
+        height, width = (size // self.key_stride for size in chunk.grid_RFHW0.shape[2:4])
+        turns = token_turns(
+            self.window.positions(chunk, past),
+            height,
+            width,
+            stride=self.key_stride,
+            head_dim=self.head_dim,
+            theta=self.theta,
+            like=chunk.query_RSNE,
         )
-        keys = rotate(torch.cat([past.key_BWSNE.flatten(1, 2), chunk.key_RSNE], dim=1), angles_S1E)
-        values = torch.cat([past.value_BWSNE.flatten(1, 2), chunk.value_RSNE], dim=1)
-        query = rotate(chunk.query_RSNE, angles_S1E[-tokens:])
-        mixed_RNSE = F.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2).to(keys.dtype),
-            attn_mask=self._filled(past.seen_B, tokens),
-        )
-        return self.out(mixed_RNSE.transpose(1, 2).flatten(2)).unflatten(1, (frames, height, width))
+        mixed_RSD = self.window.attend(chunk, past, lambda keys: rotate(keys, turns))
+        return self.out(mixed_RSD).reshape(*chunk.grid_RFHW0.shape[:4], -1)
 
-    def remember(self, chunk: SsaChunk, past: KVCache) -> KVCache:
-        """Drop the oldest chunk of the window, append this one."""
-        key = torch.cat([past.key_BWSNE, chunk.key_RSNE.unsqueeze(1)], dim=1)
-        value = torch.cat([past.value_BWSNE, chunk.value_RSNE.unsqueeze(1)], dim=1)
-        return KVCache(key[:, 1:], value[:, 1:], (past.seen_B + 1).clamp_max(self.window))
+    def remember(self, chunk: WindowChunk, past: KVCache) -> KVCache:
+        """Append the chunk to the window."""
+        return self.window.append(chunk, past)
 
-    def _filled(self, seen_R: Tensor, tokens: int) -> Tensor:
-        """Which keys exist: shape (R, 1, 1, (window + 1) * tokens)."""
-        slots = torch.arange(self.window + 1, device=seen_R.device)
-        filled = slots >= self.window - seen_R[:, None]
-        return filled.repeat_interleave(tokens, dim=1)[:, None, None, :]
+    def _query_key_value(self, x_RFHWD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each of shape (R, F, S, N, E); the compressed kind has fewer keys and values than queries."""
+        heads = (self.heads, self.head_dim)
+        if self.compress is None:
+            query, key, value = self.qkv(x_RFHWD).flatten(2, 3).unflatten(-1, (3, *heads)).unbind(3)
+            return query, key, value
+        width = x_RFHWD.shape[-1]
+        weights, biases = self.qkv.weight.split([width, 2 * width]), self.qkv.bias.split([width, 2 * width])
+        query = F.linear(x_RFHWD, weights[0], biases[0]).flatten(2, 3).unflatten(-1, heads)
+        cells = downsample(self.compress, x_RFHWD)
+        key, value = F.linear(cells, weights[1], biases[1]).flatten(2, 3).unflatten(-1, (2, *heads)).unbind(3)
+        return query, key, value

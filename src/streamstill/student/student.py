@@ -16,11 +16,12 @@ from streamstill.codec.patch import PatchCodec
 from streamstill.codec.text import WordEncoder, WordEncoderConfig
 from streamstill.codec.video import latent_shape
 from streamstill.config import from_dict, to_dict, write_json
-from streamstill.student.sandwich import SandwichConfig, SandwichDiT
+from streamstill.flow.times import Sampling
+from streamstill.student.network import Network, NetworkConfig, build_network
 from streamstill.tensor_file import write_tensors
 from streamstill.types import Geometry
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
@@ -28,19 +29,11 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 class StudentConfig:
     """What ``config.json`` holds: enough to rebuild the student, and how it wants to be sampled."""
 
-    network: SandwichConfig
+    network: NetworkConfig
     text: WordEncoderConfig
     codec: PatchCodec
     geometry: Geometry
-    sampling_steps: int
-    schedule_shift: float
-
-    def __post_init__(self) -> None:
-        if self.sampling_steps < 1 or not self.schedule_shift > 0:
-            raise ValueError(
-                f"a student needs sampling_steps >= 1 and schedule_shift > 0, "
-                f"got {self.sampling_steps} and {self.schedule_shift}"
-            )
+    sampling: Sampling
 
 
 class Student(nn.Module):
@@ -53,7 +46,7 @@ class Student(nn.Module):
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.config = config
-        self.network = SandwichDiT(config.network)
+        self.network: Network = build_network(config.network)
         self.text = WordEncoder(config.text)
         _require_whole_patches(config, self.network)
 
@@ -70,6 +63,10 @@ class Student(nn.Module):
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """``text_BLD`` of the prompts, on the student's device."""
         return self.text.encode(prompts)
+
+    def encode_nothing(self, batch: int) -> Tensor:
+        """``text_BLD`` of no prompt, on the student's device, for guidance; ``batch`` equal rows."""
+        return self.text.encode_nothing(batch)
 
     @property
     def fingerprint(self) -> str:
@@ -122,7 +119,7 @@ def build_student(config: StudentConfig, *, seed: int) -> Student:
         return Student(config)
 
 
-def _require_whole_patches(config: StudentConfig, network: SandwichDiT) -> None:
+def _require_whole_patches(config: StudentConfig, network: Network) -> None:
     frames, rows, columns = config.codec.compression
     size, rows, columns = config.geometry, rows * network.latent_step, columns * network.latent_step
     sizes = (("frames", size.frames, frames * network.chunk_frames), ("height", size.height, rows))

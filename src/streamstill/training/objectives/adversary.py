@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from streamstill.streaming.rollout import Sampling, rollout
-from streamstill.student.sandwich import SandwichDiT
+from streamstill.streaming.rollout import rollout
+from streamstill.student.network import Network
 from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup
 from streamstill.training.discriminator import Blindfold, bradley_terry_loss
@@ -63,7 +63,7 @@ class Adversary:
 
     def __init__(self, student: Student, discriminator: nn.Module, config: AdversaryConfig) -> None:
         self.student, self.discriminator, self.config = student, discriminator, config
-        self.sampling = Sampling(steps=student.config.sampling_steps, shift=student.config.schedule_shift)
+        self.sampling = student.config.sampling
 
     @property
     def players(self) -> tuple[Player, ...]:
@@ -108,7 +108,7 @@ class Adversary:
         return {}
 
     @torch.no_grad()
-    def roll_out(self, network: SandwichDiT, group: PromptGroup, generator: torch.Generator) -> Round:
+    def roll_out(self, network: Network, group: PromptGroup, generator: torch.Generator) -> Round:
         """Clean rollouts of ``network``, several for each of the group's prompts."""
         count = self.config.rollouts_per_prompt
         text_PLD = self.student.encode_prompts(group.prompts)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from streamstill.config import require_positive
 from streamstill.flow.path import clean_from_velocity, noised
 from streamstill.flow.times import random_levels
-from streamstill.student.sandwich import SandwichDiT
+from streamstill.student.network import Network
 from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
@@ -203,9 +203,9 @@ class AdversarialFlowDistillation:
         return Loss(error_B.mean() + self.config.prior * drift, {**metrics, "drift_from_start": drift.detach()})
 
 
-def _velocity(network: SandwichDiT, x_t: Tensor, verdict: Verdict, text_BLD: Tensor) -> Tensor:
+def _velocity(network: Network, x_t: Tensor, verdict: Verdict, text_BLD: Tensor) -> Tensor:
     return network.velocity_in_context(x_t, verdict.t_BK, text_BLD, context_BFCHW=verdict.rollouts_BFCHW).float()
 
 
-def _frozen_copy(network: SandwichDiT) -> SandwichDiT:
+def _frozen_copy(network: Network) -> Network:
     return deepcopy(network).requires_grad_(False)

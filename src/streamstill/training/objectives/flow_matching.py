@@ -22,19 +22,25 @@ class FlowMatchingConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1.5e-3))
     ema_decay: float | None = None
     micro_batch: int = 8
-    full_weight_from: float = 0.0  # below this time an error of the clean estimate weighs no more than at it
+    full_weight_from: float = 0.05  # below this time an error of the clean estimate weighs no more than at it
+    prompt_dropout: float = 0.0  # share of clips whose prompt is hidden; guidance needs some, 0.1 is usual
 
     def __post_init__(self) -> None:
         require_positive(self, "micro_batch")
+        if not 0 < self.full_weight_from <= 1:
+            raise ValueError(f"full_weight_from is a time in (0, 1], got {self.full_weight_from}; the default is 0.05")
+        if not 0 <= self.prompt_dropout < 1:
+            raise ValueError(f"prompt_dropout is a share in [0, 1), got {self.prompt_dropout}; 0 hides no prompt")
 
 
 @dataclass(frozen=True, eq=False)
 class NoisedExamples:
-    """Examples with the noise and the time of each chunk."""
+    """Examples with the noise and the time of each chunk, and whose prompt is hidden (None: nobody's)."""
 
     examples: Examples
     noise_BFCHW: Tensor
     t_BK: Tensor
+    hidden_B: Tensor | None = None
 
 
 class FlowMatching:
@@ -71,11 +77,10 @@ class FlowMatching:
         clean, network = micro.examples.latents_BFCHW, self.student.network
         t_BF = micro.t_BK.repeat_interleave(network.chunk_frames, dim=1)
         x_t = noised(clean, micro.noise_BFCHW, t_BF)
-        text_BLD = self.student.encode_prompts(micro.examples.prompts)
+        text_BLD = self._text(micro)
         velocity = network.velocity_in_context(x_t, micro.t_BK, text_BLD, context_BFCHW=clean)
         error = velocity.float() - velocity_between(clean, micro.noise_BFCHW)
-        if self.config.full_weight_from > 0:
-            error = error * expand_time((t_BF / self.config.full_weight_from).clamp_max(1), error)
+        error = error * expand_time((t_BF / self.config.full_weight_from).clamp_max(1), error)
         clean_error = clean_from_velocity(x_t, velocity.detach().float(), t_BF) - clean
         return Loss(error.square().mean(), {"clean_mse": clean_error.square().mean()})
 
@@ -87,5 +92,17 @@ class FlowMatching:
         batch, frames = part.latents_BFCHW.shape[:2]
         chunks = frames // self.student.network.chunk_frames
         noise = torch.randn(part.latents_BFCHW.shape, generator=generator)
-        t_BK = training_times((batch, chunks), shift=self.student.config.schedule_shift, generator=generator)
-        return NoisedExamples(part, noise.to(part.latents_BFCHW), t_BK.to(part.latents_BFCHW.device))
+        t_BK = training_times((batch, chunks), shift=self.student.config.sampling.shift, generator=generator)
+        hidden_B = None
+        if self.config.prompt_dropout:  # without it nothing is drawn: runs from before it stay what they were
+            hidden_B = torch.rand(batch, generator=generator) < self.config.prompt_dropout
+            hidden_B = hidden_B.to(part.latents_BFCHW.device)
+        return NoisedExamples(part, noise.to(part.latents_BFCHW), t_BK.to(part.latents_BFCHW.device), hidden_B)
+
+    def _text(self, micro: NoisedExamples) -> Tensor:
+        """``text_BLD`` of the prompts that are not hidden, and of no prompt where they are."""
+        text_BLD = self.student.encode_prompts(micro.examples.prompts)
+        if micro.hidden_B is None:
+            return text_BLD
+        nothing_BLD = self.student.encode_nothing(len(text_BLD))
+        return torch.where(micro.hidden_B[:, None, None], nothing_BLD, text_BLD)
