@@ -60,8 +60,12 @@ def require_positive(config: Any, *names: str) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
+    """Write plain values as JSON, whole or not at all."""
+    write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Write whole or not at all: to a partial name first, then renamed; whatever goes wrong, no partial file stays."""
-    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(text, encoding="utf-8")

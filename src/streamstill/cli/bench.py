@@ -58,8 +58,10 @@ class Asked:
             raise ValueError(f"{self.what} is a student and has its layout; --layout belongs to a preset")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda was asked for and torch sees no GPU; use --device cpu")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {self.threads}")
+        for name in ("height", "width", "threads"):
+            given = getattr(self, name)
+            if given is not None and given < 1:
+                raise ValueError(f"--{name} must be at least 1, got {given}")
         if self.out.suffix != ".json":
             raise ValueError(f"--out must be the name of a json file, got {self.out}")
         if self.compiled and self.device == "cpu" and not _cpp_compiler():
@@ -163,10 +165,10 @@ def _of_wan_preset(size: Preset, asked: Asked) -> _Measured:
     """A network of random weights, made in its number type on its device: it is never held twice."""
     pixels = (asked.height or size.latent_height * WAN_CELL, asked.width or size.latent_width * WAN_CELL)
     for name, given in zip(("height", "width"), pixels, strict=True):
-        if given < WAN_CELL or given % WAN_CELL:
+        if given % WAN_CELL:
             raise ValueError(
-                f"{name} {given} is not a multiple of {WAN_CELL}, the pixels of one of Wan's latents; "
-                f"use {max(given - given % WAN_CELL, WAN_CELL)}"
+                f"{name} {given} is not divisible by {WAN_CELL}, the pixels of one of Wan's latents; "
+                f"use {given - given % WAN_CELL + WAN_CELL}"
             )
     config = preset(asked.what, layout=asked.layout)
     with _default_dtype(asked.number_type), torch.device(asked.device):

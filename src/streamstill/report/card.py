@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from streamstill.config import from_dict, to_dict, write_json
+from streamstill.config import from_dict, to_dict, write_json, write_text
 from streamstill.report.comparison import environment
 from streamstill.streaming.timing import AtAge, Timing, TimingConfig
 
@@ -142,12 +142,7 @@ def write_card(card: BenchmarkCard, path: Path) -> Path:
     """Write ``path`` (JSON) and the Markdown beside it, each whole or not at all, the JSON last; returns the latter."""
     beside = path.with_suffix(".md")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = beside.with_name(beside.name + ".partial")
-    try:
-        partial.write_text(card.as_markdown(), encoding="utf-8")
-        partial.replace(beside)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(beside, card.as_markdown())
     write_json(path, card.as_json())
     return beside
 

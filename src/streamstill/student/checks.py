@@ -26,9 +26,21 @@ class Steps(Protocol):
 
 
 def check_step(
-    network: Steps, x_t_BFCHW: Tensor, t: Tensor, text_BLD: Tensor, state: Any, *, channels: int, text_width: int
+    network: Steps,
+    x_t_BFCHW: Tensor,
+    t: Tensor,
+    text_BLD: Tensor,
+    state: Any,
+    *,
+    channels: int,
+    text_width: int,
+    weight: Tensor,
 ) -> None:
-    """Raise a ``ValueError`` unless chunk, times, text and state fit the network and each other."""
+    """Raise a ``ValueError`` unless chunk, times, text and state fit the network and each other.
+
+    Args:
+        weight: the one that latents meet first; its dtype and device are the network's.
+    """
     batch, frames, given_channels, height, width = _axes(x_t_BFCHW)
     if not 1 <= frames <= network.chunk_frames or given_channels != channels:
         raise ValueError(
@@ -44,7 +56,7 @@ def check_step(
         raise ValueError(
             f"text must have shape ({batch}, tokens, {text_width}) for {batch} clips, got {tuple(text_BLD.shape)}"
         )
-    _check_places(network, {"latents": x_t_BFCHW, "text": text_BLD, "times": t}, state)
+    _check_places(weight, {"latents": x_t_BFCHW, "text": text_BLD, "times": t}, state)
     _check_state(_expected_state(network, batch, height, width, x_t_BFCHW.dtype), state)
 
 
@@ -84,8 +96,7 @@ def _said(described: Described) -> str:
     return f"{str(described[0]).removeprefix('torch.')} {tuple(described[1])}"
 
 
-def _check_places(network: Any, given: dict[str, Tensor], state: Any) -> None:
-    weight = next(network.parameters())
+def _check_places(weight: Tensor, given: dict[str, Tensor], state: Any) -> None:
     tensors = given | {"state": next(tensors_of(state), weight)}
     away = {name: tensor.device for name, tensor in tensors.items() if tensor.device != weight.device}
     if away:

@@ -137,7 +137,8 @@ class SandwichDiT(nn.Module):
         t_B = clean_BFCHW.new_zeros(clean_BFCHW.shape[0])
         self._check(clean_BFCHW, t_B, text_BLD, state)
         tokens_RFHWD, condition_RFD = self._tokens(clean_BFCHW), self._condition(t_B, text_BLD)
-        return self._sandwich(tokens_RFHWD, condition_RFD, text_BLD, state, stream, memory_only=True)[1]
+        modulations = self._modulations(condition_RFD)
+        return self.through_blocks(tokens_RFHWD, modulations, text_BLD, state, stream, memory_only=True)[1]
 
     def velocity_bidirectional(self, x_t_BFCHW: Tensor, t: Tensor, text_BLD: Tensor) -> Tensor:
         """The velocity of a whole clip in which every latent frame sees every other: one chunk as long as the clip.
@@ -210,22 +211,24 @@ class SandwichDiT(nn.Module):
             return
         self._token_grid(*x_t_BFCHW.shape[-2:])
         channels, text_width = self.config.latent_channels, self.config.text_width
-        check_step(self, x_t_BFCHW, t, text_BLD, state, channels=channels, text_width=text_width)
+        weight = self.embed.weight
+        check_step(self, x_t_BFCHW, t, text_BLD, state, channels=channels, text_width=text_width, weight=weight)
 
     def _clean(
         self, x_t_RFCHW: Tensor, t: Tensor, text_BLD: Tensor, state: StreamState, run: RunMixer
     ) -> tuple[Tensor, StreamState]:
         """The predicted clean chunk of every row."""
         condition_RFD = self._condition(t, text_BLD)
-        x_RFHWD, after = self._sandwich(self._tokens(x_t_RFCHW), condition_RFD, text_BLD, state, run)
+        tokens_RFHWD, condition_RF6D = self._tokens(x_t_RFCHW), self._modulations(condition_RFD)
+        x_RFHWD, after = self.through_blocks(tokens_RFHWD, condition_RF6D, text_BLD, state, run)
         shift, scale = self.final_condition(condition_RFD)[:, :, None, None].chunk(2, dim=-1)
         latents = self._latents(self.head(torch.addcmul(shift, self.final_norm(x_RFHWD), 1 + scale)))
         return latents.to(x_t_RFCHW.dtype), after
 
-    def _sandwich(
+    def through_blocks(
         self,
         x_RFHWD: Tensor,
-        condition_RFD: Tensor,
+        condition_RF6D: Tensor,
         text_BLD: Tensor,
         state: StreamState,
         run: RunMixer,
@@ -237,7 +240,6 @@ class SandwichDiT(nn.Module):
         Args:
             memory_only: stop as soon as the last block has remembered; the tokens are then not the output.
         """
-        condition_RF6D = self.condition(torch.nn.functional.silu(condition_RFD)).unflatten(-1, (MODULATIONS, -1))
         skip, is_low = x_RFHWD, False
         after = []
         for index, (kind, block) in enumerate(zip(self.kinds, self.blocks, strict=True)):
@@ -252,6 +254,10 @@ class SandwichDiT(nn.Module):
             x_RFHWD, remembered = block(x_RFHWD, condition_RF6D, text_BLD, past, run)
             after.append(remembered)
         return upsample(x_RFHWD) if is_low else x_RFHWD, StreamState(tuple(after))  # eq. (6)
+
+    def _modulations(self, condition_RFD: Tensor) -> Tensor:
+        """What every block's own modulation is added to."""
+        return self.condition(torch.nn.functional.silu(condition_RFD)).unflatten(-1, (MODULATIONS, -1))
 
     def _condition(self, t: Tensor, text_BLD: Tensor) -> Tensor:
         """Time and prompt, shape (R, F, D), with F = 1 if one time is given for all frames of a row."""

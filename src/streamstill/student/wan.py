@@ -1,7 +1,7 @@
 """Wan chunk by chunk: diffusers' WanTransformer3DModel with its own weights, made causal in chunks of latent frames."""
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -80,8 +80,8 @@ _OURS = ("chunk_frames", "window_chunks", "sink_chunks")
 class CausalWan(nn.Module):
     """Wan's transformer as a network that streams; it answers ``StreamingModel``, and the teachable and bidirectional.
 
-    ``transformer`` is diffusers' own module, so its weights and its ``save_pretrained`` are diffusers'. A chunk at
-    one time attends to itself and to the clean chunks before it, which are shown at time 0. Wan predicts
+    ``transformer`` is diffusers' own module, so its weights and its ``save_pretrained`` are diffusers'. A noised
+    chunk attends to itself and to the clean chunks before it, which are shown at time 0. Wan predicts
     ``noise - clean`` at timestep ``1000 t``, which is our velocity. Positions are counted from the chunk at hand:
     rotary attention only sees differences, so a stream never runs out of them.
 
@@ -97,7 +97,6 @@ class CausalWan(nn.Module):
         self.config = config
         fresh = transformer is None
         self.transformer = _model_class()(**config.transformer_arguments) if fresh else transformer
-        self._checked = _Checked(self)
 
     @classmethod
     def of(cls, transformer: Any, *, chunk_frames: int, window_chunks: int, sink_chunks: int = 0) -> "CausalWan":
@@ -215,7 +214,8 @@ class CausalWan(nn.Module):
         if torch.compiler.is_compiling():  # a program has its shapes; they were checked where it was made
             return
         channels, text_width = self.config.in_channels, self.config.text_dim
-        check_step(self._checked, x_t_BFCHW, t, text_BLD, state, channels=channels, text_width=text_width)
+        weight = self.transformer.patch_embedding.weight  # Wan may keep others in float32
+        check_step(self, x_t_BFCHW, t, text_BLD, state, channels=channels, text_width=text_width, weight=weight)
 
     def _state(self, window: Window, batch: int, height: int, width: int, like: Tensor) -> StreamState:
         step, config = self.latent_step, self.config
@@ -280,26 +280,10 @@ class CausalWan(nn.Module):
         return wan_turns(self.transformer.rope, range(-past.key_BWSNE.shape[1], frames), height, width)
 
 
-@dataclass(frozen=True, eq=False)
-class _Checked:
-    """What ``check_step`` asks; its weights are those that latents meet first, for Wan may keep others in float32."""
-
-    network: CausalWan
-
-    @property
-    def chunk_frames(self) -> int:
-        return self.network.chunk_frames
-
-    def initial_state(self, batch: int, height: int, width: int, like: Tensor) -> StreamState:
-        return self.network.initial_state(batch, height, width, like)
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        return self.network.transformer.patch_embedding.parameters()
-
-
 def _refuse_images(given: Mapping[str, Any]) -> None:
     """Raise a ``ValueError`` if a config of WanTransformer3DModel wants images beside the text."""
-    channels, answer = given.get("in_channels"), given.get("out_channels")
+    channels = given.get("in_channels")
+    answer = given.get("out_channels") or channels  # diffusers allows to leave it out
     if given.get("image_dim") or given.get("added_kv_proj_dim") or channels != answer:
         raise ValueError(
             f"this Wan model is conditioned on images (image_dim={given.get('image_dim')}, in_channels={channels}, "

@@ -1,0 +1,1 @@
+"""Which layout: what blocks cost, how many of each fit a budget, and in which order."""
