@@ -16,6 +16,13 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
+search_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(
+    search_app,
+    name="search",
+    help="Find the best layout that fits a device's time and memory.\n\nExample: `streamstill search measure`",
+)
+
 CTRL_C = 130  # exit status
 
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; the default is runs/RECIPE.")]
@@ -147,6 +154,84 @@ def bench(
         out=out,
     )
     measure(asked, _console())
+
+
+@search_app.command("measure")
+def search_measure(
+    name: Annotated[str, typer.Option("--preset", help="nano, micro, small, phone or server.")] = "nano",
+    target: Annotated[str, typer.Option(help="cpu, cuda or onnx.")] = "cpu",
+    kinds: Annotated[str, typer.Option(help="Letters of the kinds of block to measure.")] = "LS",
+    height: Annotated[int | None, typer.Option(help="Latent rows; the default is the preset's.")] = None,
+    width: Annotated[int | None, typer.Option(help="Latent columns; the default is the preset's.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    threads: Annotated[int | None, typer.Option(help="Threads of torch; the default is torch's own.")] = None,
+    rounds: Annotated[int, typer.Option(help="How often each thing is timed.")] = 30,
+    out: Annotated[Path, typer.Option(help="Cost table to write.")] = Path("runs/cost_table.json"),
+) -> None:
+    """Measure what blocks of each kind, switches of resolution and the ends cost, and write a cost table.
+
+    Example: `streamstill search measure --preset nano --target cpu --kinds LS`
+    """
+    from streamstill.cli.search import AskedTable, measure
+
+    asked = AskedTable(
+        name=name,
+        target=target,
+        kinds=kinds,
+        height=height,
+        width=width,
+        dtype=dtype,
+        threads=threads,
+        rounds=rounds,
+        out=out,
+    )
+    measure(asked, _console())
+
+
+@search_app.command("place")
+def search_place(
+    layout: Annotated[str, typer.Option(help="The counts, as letters in any order; the order is what is learnt.")],
+    name: Annotated[str, typer.Option("--preset", help="nano or micro: whose width the network has.")] = "nano",
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/placement"),
+    overrides: Overrides = None,
+) -> None:
+    """Learn on the embedded world where the full-resolution blocks belong; the same command goes on where it stopped.
+
+    Example: `streamstill search place --preset nano --layout LLSS`
+    """
+    from streamstill.cli.search import learn_placement
+
+    learn_placement(name, layout, out, overrides or [], _console())
+
+
+@search_app.command("run")
+def search_run(
+    name: Annotated[str, typer.Option("--preset", help="nano, micro, small, phone or server.")] = "nano",
+    budget_ms: Annotated[float | None, typer.Option(help="Most milliseconds of one velocity pass.")] = None,
+    budget_mb: Annotated[float | None, typer.Option(help="Most MB of memory at the peak.")] = None,
+    target: Annotated[str, typer.Option(help="cpu, cuda or onnx; what to measure on if no table is given.")] = "cpu",
+    kinds: Annotated[str, typer.Option(help="Letters of the kinds of block to choose from.")] = "LS",
+    table: Annotated[Path | None, typer.Option(help="Cost table; without one, costs are measured first.")] = None,
+    worths: Annotated[Path | None, typer.Option(help="placement.json of `search place`, to order by.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the answer, its report and pictures.")] = Path("runs/search"),
+) -> None:
+    """Find the layout that fits the budgets, check it, draw it, and say how to train it.
+
+    Example: `streamstill search run --preset nano --budget-ms 8 --budget-mb 40 --target cpu`
+    """
+    from streamstill.cli.search import find_layout
+
+    find_layout(
+        name=name,
+        budget_ms=budget_ms,
+        budget_mb=budget_mb,
+        target=target,
+        kinds=kinds,
+        table=table,
+        worths=worths,
+        out=out,
+        console=_console(),
+    )
 
 
 @app.command()

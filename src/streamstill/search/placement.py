@@ -8,7 +8,8 @@ perturbed logits, a projection onto the count, so that no pass and no result can
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -245,28 +246,33 @@ class PlacementNet(SandwichDiT):
         *,
         memory_only: bool = False,
     ) -> tuple[Tensor, StreamState]:
-        """All groups in both versions, joined by the mask; with a hard mask, the bits of the network it stands for."""
-        after: dict[int, Any] = {}
+        """All groups, joined by the mask: the output has the bits of the network that the mask stands for.
 
-        def blocks(first: int) -> Change:
+        A version that the mask takes away runs only to tell the logits what it would have been, and without a graph:
+        its weights would get no gradient anyway. What it remembers is of no use to the next chunk.
+        """
+        depth, mask_G = len(self.given.kinds), self.mask()
+        after = list(state.blocks)
+        down = {first: partial(downsample, self.down[str(first)]) for first in range(0, depth, self.group_size)}
+
+        def version(first: int, *, counts: bool) -> Change:
             def through(stream_RFHWD: Tensor) -> Tensor:
-                for index in range(first, first + self.group_size):
-                    block, past = self.blocks[index], state.blocks[index]
-                    stream_RFHWD, after[index] = block(stream_RFHWD, condition_RF6D, text_BLD, past, run)
+                if not counts and not mask_G.requires_grad:
+                    return stream_RFHWD  # the mask takes it away, and nobody asks what it would have been
+                with torch.set_grad_enabled(counts and torch.is_grad_enabled()):
+                    for index in range(first, first + self.group_size):
+                        block, past = self.blocks[index], state.blocks[index]
+                        stream_RFHWD, after[index] = block(stream_RFHWD, condition_RF6D, text_BLD, past, run)
                 return stream_RFHWD
 
             return through
 
-        def down(first: int) -> Change:
-            return lambda stream_RFHWD: downsample(self.down[str(first)], stream_RFHWD)
-
-        depth = len(self.given.kinds)
         # The paper has no y_S before the first group. It only counts where it is what going down gives.
-        streams = Streams(full=x_RFHWD, low=down(0)(x_RFHWD), skip=x_RFHWD, mask=x_RFHWD.new_ones(()))
-        for first, mask in zip(range(0, depth, self.group_size), self.mask().unbind(), strict=True):
-            versions = {"full_group": blocks(first), "low_group": blocks(depth + first)}
-            streams = carried(streams, mask, **versions, up=upsample, down=down(first))
-        return answer(streams, up=upsample), StreamState(tuple(after[index] for index in range(2 * depth)))
+        streams = Streams(full=x_RFHWD, low=down[0](x_RFHWD), skip=x_RFHWD, mask=x_RFHWD.new_ones(()))
+        for first, mask, full in zip(down, mask_G.unbind(), mask_G.tolist(), strict=True):
+            full_group, low_group = version(first, counts=full == 1), version(depth + first, counts=full == 0)
+            streams = carried(streams, mask, full_group=full_group, low_group=low_group, up=upsample, down=down[first])
+        return answer(streams, up=upsample), StreamState(tuple(after))
 
     def parameter_count(self) -> int:
         """How many weights and biases both versions, the ends and the logits have."""

@@ -1,0 +1,159 @@
+"""``streamstill search``: what the parts of a network cost on a device, and which layout fits a budget."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from streamstill.codec.patch import PatchCodec
+from streamstill.config import require_one_of, with_overrides
+from streamstill.recipes.placement import RESULT as PLACEMENT
+from streamstill.recipes.placement import PlacementRun, run_placement
+from streamstill.recipes.search import REPORT, Search, run_search, training_line
+from streamstill.report.card import machine
+from streamstill.search.cost_table import MB, CostTable, PartCost
+from streamstill.search.measure import DTYPES, Repeats, measure_table
+from streamstill.search.targets import TARGETS
+from streamstill.student.costs import Workload
+from streamstill.student.presets import PRESETS, preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedTable:
+    """What the user asked for; ``height`` and ``width`` are latents, None is the preset's own."""
+
+    name: str
+    target: str
+    kinds: str
+    height: int | None
+    width: int | None
+    dtype: str
+    threads: int | None
+    rounds: int
+    out: Path
+
+    def __post_init__(self) -> None:
+        require_one_of(self.name, tuple(PRESETS), "preset")
+        require_one_of(self.target, TARGETS, "target")
+        require_one_of(self.dtype, tuple(DTYPES), "dtype")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {self.threads}")
+        if self.out.suffix != ".json":
+            raise ValueError(f"--out must be the name of a json file, got {self.out}")
+
+    @property
+    def workload(self) -> Workload:
+        """One chunk of one clip."""
+        size = PRESETS[self.name]
+        return Workload(
+            height=size.latent_height if self.height is None else self.height,
+            width=size.latent_width if self.width is None else self.width,
+            frames=size.chunk_frames,
+            text_tokens=size.text_tokens,
+            value_bytes=DTYPES[self.dtype].itemsize,
+        )
+
+
+def measure(asked: AskedTable, console: Console) -> None:
+    """Measure, print the table and write it."""
+    config, codec = preset(asked.name), PatchCodec()
+    console.print(f"  {asked.name} on {asked.target}: {asked.rounds} rounds of velocity passes")
+    with _threads(asked.threads):
+        table = measure_table(
+            config,
+            asked.workload,
+            kinds=asked.kinds,
+            target=asked.target,
+            device_name=machine(asked.target)["device_name"],
+            dtype=DTYPES[asked.dtype],
+            repeats=Repeats(rounds=asked.rounds),
+            codec=codec if config.latent_channels == codec.latent_channels else None,
+        )
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    table.save(asked.out)
+    console.print(as_table(table))
+    console.print(f"  {table.note}", markup=False, soft_wrap=True)
+    console.print(f"  cost table -> {asked.out}", soft_wrap=True)
+    console.print(f"next: [bold]{_next(asked, table)}[/bold]", soft_wrap=True)
+
+
+def learn_placement(name: str, layout: str, out: Path, overrides: list[str], console: Console) -> None:
+    """``streamstill search place``."""
+    found = run_placement(with_overrides(PlacementRun(preset=name, layout=layout), overrides), out, console)
+    for number, share in enumerate(found.decision.probabilities):
+        console.print(f"  group {number} is at full resolution in {share:.0%} of the draws")
+    worths = f"--worths {out / PLACEMENT}"
+    console.print(f"next: [bold]streamstill search run --preset {name} {worths} --budget-ms ...[/bold]", soft_wrap=True)
+
+
+def find_layout(
+    *,
+    name: str,
+    budget_ms: float | None,
+    budget_mb: float | None,
+    target: str,
+    kinds: str,
+    table: Path | None,
+    worths: Path | None,
+    out: Path,
+    console: Console,
+) -> None:
+    """``streamstill search run``."""
+    config = Search(
+        preset=name,
+        target=target,
+        budget_ms=budget_ms,
+        budget_mb=budget_mb,
+        kinds=kinds,
+        table=None if table is None else str(table),
+        worths=None if worths is None else str(worths),
+    )
+    found = run_search(config, out, console)
+    console.print(f"  layout [bold]{found.layout}[/bold]: {found.ms:.4g} ms a pass and {found.mb:.4g} MB predicted")
+    if found.checked is not None:
+        console.print(f"  measured {found.checked.measured_ms:.4g} ms, prediction {found.checked.error:+.1%}")
+    console.print(f"  {found.why}", markup=False, soft_wrap=True)
+    console.print(f"  report and pictures -> {out / REPORT}", soft_wrap=True)
+    console.print(f"next: [bold]{training_line(config, found.layout)}[/bold]", soft_wrap=True)
+
+
+def as_table(costs: CostTable) -> Table:
+    """A row for each part."""
+    shown = Table(title=f"{costs.device}, {costs.target}, {costs.dtype}, {costs.source}", title_justify="left")
+    shown.add_column("part")
+    for name in ("ms", "10 % .. 90 %", "weights MB", "state MB", "activations MB"):
+        shown.add_column(name, justify="right")
+    parts = {block.letter: block.cost for block in costs.blocks}
+    parts |= {"down": costs.down, "up": costs.up, "ends": costs.ends}
+    parts |= {} if costs.decode is None else {"decode": costs.decode}
+    for name, part in parts.items():
+        shown.add_row(name, *_cells(part))
+    return shown
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many threads, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cells(part: PartCost) -> list[str]:
+    sizes = (part.weight_bytes, part.state_bytes, part.activation_bytes)
+    return [f"{part.ms:.3g}", f"{part.ms_low:.3g} .. {part.ms_high:.3g}", *(f"{size / MB:.3g}" for size in sizes)]
+
+
+def _next(asked: AskedTable, table: CostTable) -> str:
+    """A search whose budget is that of the preset's own layout, if the table knows its blocks."""
+    layout = preset(asked.name).layout
+    known = set(layout) <= set(table.letters)
+    budget = table.predicted(layout if known else table.letters[0] * len(layout)).ms
+    return f"streamstill search run --table {asked.out} --preset {asked.name} --budget-ms {budget:.3g}"

@@ -1,0 +1,199 @@
+"""``search``: the layout that fits a device's budgets, with pictures, and the line that trains it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from streamstill.config import require_one_of, to_dict, write_json, write_text
+from streamstill.report.card import machine
+from streamstill.report.search_pictures import Point, draw_front, draw_layout
+from streamstill.search.allocate import Allocations, Budget, allocate
+from streamstill.search.cost_table import CostTable
+from streamstill.search.measure import DTYPES, Checked, Repeats, measure_table, validate
+from streamstill.search.place import place
+from streamstill.search.targets import TARGETS
+from streamstill.student.costs import Workload
+from streamstill.student.layout import sandwich
+from streamstill.student.presets import PRESETS, preset
+
+FORMAT = 1
+TABLE, RESULT, REPORT = "cost_table.json", "search.json", "search.md"
+LAYOUT_PICTURE, FRONT_PICTURE = "layout.png", "front.png"
+CHECKS = 5  # measured passes of the found layout, of which the median counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is asked of a search.
+
+    Args:
+        budget_ms: most milliseconds of one velocity pass; None for no limit.
+        budget_mb: most MB (10^6 bytes) of weights, state and activations at their peak; None for no limit.
+        kinds: letters of the blocks to choose from.
+        table: a cost table; None measures one first, on ``target``.
+        worths: ``placement.json`` of a placement run, whose position worths decide the order and the counts; None
+            takes the paper's rule for the counts and spreads the blocks evenly.
+        rounds: of measuring, if no table is given.
+    """
+
+    preset: str = "nano"
+    target: str = "cpu"
+    budget_ms: float | None = None
+    budget_mb: float | None = None
+    kinds: str = "LS"
+    table: str | None = None
+    worths: str | None = None
+    dtype: str = "float32"
+    rounds: int = 30
+
+    def __post_init__(self) -> None:
+        require_one_of(self.preset, tuple(PRESETS), "preset")
+        require_one_of(self.target, TARGETS, "target")
+        require_one_of(self.dtype, tuple(DTYPES), "dtype")
+        if self.budget_ms is None and self.budget_mb is None:
+            raise ValueError("a search needs a budget; give milliseconds a pass, MB of memory, or both")
+
+    @property
+    def budget(self) -> Budget:
+        """Both limits."""
+        return Budget(ms=self.budget_ms, mb=self.budget_mb)
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the preset."""
+        return PRESETS[self.preset].depth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The answer: a layout, what it should cost, what it did cost if it could be measured, and why it was chosen."""
+
+    layout: str
+    ms: float
+    mb: float
+    why: str
+    checked: Checked | None
+
+
+def run_search(config: Search, out: Path, console: Console) -> Found:
+    """Search, check, draw and write ``search.json``, ``search.md`` and two pictures into ``out``.
+
+    Raises:
+        ValueError: no layout fits the budgets (the sentence names the cheapest), or the table belongs to another
+            network.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    table = _table(config, out, console)
+    choices = _choices(config, table)
+    found = _found(config, table, choices)
+    draw_layout(found.layout, out / LAYOUT_PICTURE)
+    points = [Point(ms=one.ms, mb=one.mb, name=str(one)) for one in choices.front]
+    limits = (one if one is not None else float("inf") for one in (config.budget_ms, config.budget_mb))
+    chosen = Point(ms=found.ms, mb=found.mb, name=found.layout)
+    draw_front(points, chosen, out / FRONT_PICTURE, budget_ms=next(limits), budget_mb=next(limits))
+    write_text(out / REPORT, as_markdown(config, table, choices, found))
+    write_json(out / RESULT, {"format": FORMAT, "found": to_dict(found), "asked": to_dict(config)})
+    return found
+
+
+def training_line(config: Search, layout: str) -> str:
+    """The command that trains the layout from scratch."""
+    return f"streamstill distill base --set preset={config.preset} --set layout={layout}"
+
+
+def as_markdown(config: Search, table: CostTable, choices: Allocations, found: Found) -> str:
+    """The report of a search, beside its pictures."""
+    rows = [f"| {one} | {one.low_runs} | {one.ms:.4g} | {one.mb:.4g} |" for one in choices.front]
+    measured = "not measured: the table is not of this machine"
+    if found.checked is not None:
+        measured = f"{found.checked.measured_ms:.4g} ms measured, prediction {found.checked.error:+.1%}"
+    lines = [
+        f"# {config.preset}: the layout for {config.budget}",
+        "",
+        f"**{found.layout}**: {found.ms:.4g} ms a velocity pass and {found.mb:.4g} MB predicted; {measured}.",
+        "",
+        found.why,
+        "",
+        f"![the layout]({LAYOUT_PICTURE})",
+        "",
+        f"Costs: {table.source}, {table.target}, {table.device}, {table.dtype}. {table.note}",
+        "",
+        "| blocks | low runs | ms | MB |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"![the Pareto front]({FRONT_PICTURE})",
+        "",
+        f"Train it: `{training_line(config, found.layout)}`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(config: Search, out: Path, console: Console) -> CostTable:
+    """The given table, or one that is measured now and kept beside the result."""
+    network, size = preset(config.preset), PRESETS[config.preset]
+    if config.table is not None:
+        table = CostTable.load(Path(config.table))
+        table.require_shape(network, table.workload)
+        return table
+    workload = Workload(
+        height=size.latent_height,
+        width=size.latent_width,
+        frames=size.chunk_frames,
+        text_tokens=size.text_tokens,
+        value_bytes=DTYPES[config.dtype].itemsize,
+    )
+    console.print(f"  measuring {config.kinds} of {config.preset} on {config.target}, {config.rounds} rounds")
+    table = measure_table(
+        network,
+        workload,
+        kinds=config.kinds,
+        target=config.target,
+        device_name=machine(config.target)["device_name"],
+        dtype=DTYPES[config.dtype],
+        repeats=Repeats(rounds=config.rounds),
+    )
+    table.save(out / TABLE)
+    return table
+
+
+def _choices(config: Search, table: CostTable) -> Allocations:
+    """Counts that fit, and the best of them."""
+    worths = _position_worths(config)
+    means = None if worths is None else {letter: sum(values) / len(values) for letter, values in worths.items()}
+    low_runs = max(len(sandwich(config.depth).replace("L", " ").split()), 1)
+    return allocate(
+        table, depth=config.depth, budget=config.budget, kinds=config.kinds, worths=means, low_runs=low_runs
+    )
+
+
+def _found(config: Search, table: CostTable, choices: Allocations) -> Found:
+    worths, layout, why = _position_worths(config), choices.chosen.layout, choices.why
+    if worths is not None:
+        placed = place(table, depth=config.depth, budget=config.budget, worths=worths, kinds=config.kinds)
+        layout = placed.layout
+        why = (
+            f"of all orders within {config.budget}, {layout} has the largest sum of position worths, {placed.worth:.4g}"
+        )
+    cost = table.predicted(layout)
+    here = table.source == "measured" and table.device == machine(table.target)["device_name"]
+    checked = validate(table, [layout], repeats=Repeats(rounds=CHECKS))[0] if here else None
+    return Found(layout=layout, ms=cost.ms, mb=cost.mb, why=why, checked=checked)
+
+
+def _position_worths(config: Search) -> dict[str, list[float]] | None:
+    if config.worths is None:
+        return None
+    path = Path(config.worths)
+    if not path.is_file():
+        raise ValueError(f"there is no file of worths {path}; a placement run writes one, placement.json")
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        worths: dict[str, list[float]] = values["worths"]["worths"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has no worths in it ({error!r}); give placement.json of a placement run") from error
+    return {letter: [float(one) for one in row] for letter, row in worths.items()}
