@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from streamstill.cli.threads import torch_threads
 from streamstill.codec.patch import PatchCodec
 from streamstill.codec.video import VideoCodec
 from streamstill.config import require_one_of
@@ -94,7 +95,7 @@ class _Measured(NamedTuple):
 def measure(asked: Asked, console: Console) -> None:
     """Build or load, time, print the card and write it."""
     policy = asked.policy
-    with _threads(asked.threads):
+    with torch_threads(asked.threads):
         measured = _measured(asked)
         subject = measured.subject
         console.print(f"  {subject.name}: {policy.ages[-1]} chunks to grow old, then {policy.rounds} rounds")
@@ -228,17 +229,6 @@ def _next(asked: Asked) -> str:
     other = "sandwich" if asked.layout == "full" else "full"
     out = asked.out.with_name(f"{asked.out.stem}-{other}.json")
     return f"streamstill bench {asked.what} --layout {other} --out {out}"
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many threads, for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -1,14 +1,12 @@
 """``streamstill search``: what the parts of a network cost on a device, and which layout fits a budget."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from streamstill.cli.threads import torch_threads
 from streamstill.codec.patch import PatchCodec
 from streamstill.config import require_one_of, with_overrides
 from streamstill.recipes.placement import RESULT as PLACEMENT
@@ -17,7 +15,7 @@ from streamstill.recipes.search import REPORT, Search, run_search, training_line
 from streamstill.report.card import machine
 from streamstill.search.cost_table import MB, CostTable, PartCost
 from streamstill.search.measure import DTYPES, Repeats, measure_table
-from streamstill.search.targets import TARGETS
+from streamstill.search.targets import target_of
 from streamstill.student.costs import Workload
 from streamstill.student.presets import PRESETS, preset
 
@@ -38,8 +36,8 @@ class AskedTable:
 
     def __post_init__(self) -> None:
         require_one_of(self.name, tuple(PRESETS), "preset")
-        require_one_of(self.target, TARGETS, "target")
         require_one_of(self.dtype, tuple(DTYPES), "dtype")
+        target_of(self.target, dtype=DTYPES[self.dtype])  # refuses what this machine does not have
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {self.threads}")
         if self.out.suffix != ".json":
@@ -62,7 +60,7 @@ def measure(asked: AskedTable, console: Console) -> None:
     """Measure, print the table and write it."""
     config, codec = preset(asked.name), PatchCodec()
     console.print(f"  {asked.name} on {asked.target}: {asked.rounds} rounds of velocity passes")
-    with _threads(asked.threads):
+    with torch_threads(asked.threads):
         table = measure_table(
             config,
             asked.workload,
@@ -133,17 +131,6 @@ def as_table(costs: CostTable) -> Table:
     for name, part in parts.items():
         shown.add_row(name, *_cells(part))
     return shown
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many threads, for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _cells(part: PartCost) -> list[str]:

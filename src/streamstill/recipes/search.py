@@ -176,9 +176,7 @@ def _found(config: Search, table: CostTable, choices: Allocations) -> Found:
     if worths is not None:
         placed = place(table, depth=config.depth, budget=config.budget, worths=worths, kinds=config.kinds)
         layout = placed.layout
-        why = (
-            f"of all orders within {config.budget}, {layout} has the largest sum of position worths, {placed.worth:.4g}"
-        )
+        why = f"Of all orders within {config.budget}, {layout} has the largest sum of worths, {placed.worth:.4g}."
     cost = table.predicted(layout)
     here = table.source == "measured" and table.device == machine(table.target)["device_name"]
     checked = validate(table, [layout], repeats=Repeats(rounds=CHECKS))[0] if here else None
