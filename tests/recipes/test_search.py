@@ -9,6 +9,7 @@ from rich.console import Console
 
 from streamstill.recipes import search
 from streamstill.recipes.search import Search, run_search, training_line
+from streamstill.search.allocate import Budget, allocate
 from streamstill.search.cost_table import BlockCost, CostTable, PartCost
 from streamstill.student.costs import Workload
 from streamstill.student.presets import PRESETS, preset
@@ -138,3 +139,17 @@ def test_the_shipped_table_of_the_papers_phone_ratios_can_be_searched(tmp_path: 
     assert found.ms <= 531
     assert found.layout.count("L") / 32 == pytest.approx((531 - 258) / (900 - 258), abs=1 / 32)
     assert replace(Search(budget_ms=1), preset="phone").depth == 32
+
+
+def test_a_long_front_is_thinned_and_keeps_the_chosen_one(tmp_path: Path) -> None:
+    """Five kinds with worths at depth 60: hundreds of choices, of which a reader is shown some."""
+    costs = {letter: part(3 + 0.37 * i, 2 + 0.61 * (i * 3 % 5)) for i, letter in enumerate("LSKAC")}
+    blocks = tuple(BlockCost(letter=letter, cost=cost) for letter, cost in costs.items())
+    table = replace(given_table("phone"), blocks=blocks)
+    worths = {letter: 1 + 0.29 * (i * 2 % 5) for i, letter in enumerate("LSKAC")}
+    choices = allocate(table, depth=60, budget=Budget(), worths=worths)
+    assert len(choices.front) > search.MOST_ROWS
+    shown = search._thinned(choices)
+    assert len(shown) <= search.MOST_ROWS
+    assert choices.chosen in shown
+    assert {choices.front[0], choices.front[-1]} <= set(shown)

@@ -10,7 +10,7 @@ from rich.console import Console
 from streamstill.config import require_one_of, to_dict, write_json, write_text
 from streamstill.report.card import machine
 from streamstill.report.search_pictures import Point, draw_front, draw_layout
-from streamstill.search.allocate import Allocations, Budget, allocate
+from streamstill.search.allocate import Allocation, Allocations, Budget, allocate
 from streamstill.search.cost_table import CostTable
 from streamstill.search.measure import DTYPES, Checked, Repeats, measure_table, validate
 from streamstill.search.place import place
@@ -22,6 +22,7 @@ from streamstill.student.presets import PRESETS, preset
 FORMAT = 1
 TABLE, RESULT, REPORT = "cost_table.json", "search.json", "search.md"
 LAYOUT_PICTURE, FRONT_PICTURE = "layout.png", "front.png"
+MOST_ROWS = 40  # of the front in the report
 CHECKS = 5  # measured passes of the found layout, of which the median counts
 
 
@@ -106,7 +107,9 @@ def training_line(config: Search, layout: str) -> str:
 
 def as_markdown(config: Search, table: CostTable, choices: Allocations, found: Found) -> str:
     """The report of a search, beside its pictures."""
-    rows = [f"| {one} | {one.low_runs} | {one.ms:.4g} | {one.mb:.4g} |" for one in choices.front]
+    shown = _thinned(choices)
+    rows = [f"| {one} | {one.low_runs} | {one.ms:.4g} | {one.mb:.4g} |" for one in shown]
+    left_out = len(choices.front) - len(shown)
     measured = "not measured: the table is not of this machine"
     if found.checked is not None:
         measured = f"{found.checked.measured_ms:.4g} ms measured, prediction {found.checked.error:+.1%}"
@@ -124,6 +127,7 @@ def as_markdown(config: Search, table: CostTable, choices: Allocations, found: F
         "| blocks | low runs | ms | MB |",
         "|---|---|---|---|",
         *rows,
+        *(["", f"{left_out} more lie between them."] if left_out else []),
         "",
         f"![the Pareto front]({FRONT_PICTURE})",
         "",
@@ -131,6 +135,15 @@ def as_markdown(config: Search, table: CostTable, choices: Allocations, found: F
         "",
     ]
     return "\n".join(lines)
+
+
+def _thinned(choices: Allocations) -> list[Allocation]:
+    """The front for a reader: evenly thinned if it is long, the chosen one kept."""
+    front = choices.front
+    if len(front) <= MOST_ROWS:
+        return list(front)
+    kept = {front[round(i * (len(front) - 1) / (MOST_ROWS - 2))] for i in range(MOST_ROWS - 1)} | {choices.chosen}
+    return sorted(kept, key=lambda one: one.ms)
 
 
 def _table(config: Search, out: Path, console: Console) -> CostTable:
