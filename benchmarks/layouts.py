@@ -84,7 +84,7 @@ def fresh_student(layout: str, asked: Asked, *, seed: int) -> Student:
 
 
 def searched(asked: Asked, out: Path, console: Console) -> dict[str, str]:
-    """Two orders with the same counts: what the supernet's logits chose, and what its swap worths choose."""
+    """Orders of the same counts: the best by loss with shared weights, by the supernet's logits, by swap worths."""
     config = PlacementRun(
         layout="L" * FULL_BLOCKS + "S" * (DEPTH - FULL_BLOCKS),
         steps=asked.search_steps,
@@ -94,7 +94,12 @@ def searched(asked: Asked, out: Path, console: Console) -> dict[str, str]:
     found = run_placement(config, out / "search", console)
     assert found.worths is not None
     gain = np.array(found.worths.worths["L"]) - np.array(found.worths.worths["S"])
-    return {"searched, logits": found.layout, "searched, worths": _order(np.argsort(-gain, kind="stable"))}
+    return {
+        "searched, ranking": found.ranking[0].layout,
+        "ranked second": found.ranking[1].layout,
+        "searched, logits": found.layout,
+        "searched, worths": _order(np.argsort(-gain, kind="stable")),
+    }
 
 
 def random_orders(asked: Asked, *, avoid: set[str]) -> list[str]:
@@ -220,7 +225,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     write_json(given.out / "asked.json", asdict(asked))
     found = searched(asked, given.out, console)
-    sandwich = found["searched, logits"]
+    sandwich = found["searched, ranking"]
     hour = hourglass(DEPTH)
     shallow = "S" * equal_time_depth(asked, sandwich, rounds=rounds)
     groups = {name: [layout] for name, layout in found.items()} | {

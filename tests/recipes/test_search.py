@@ -89,6 +89,21 @@ def test_worths_decide_order_and_counts(tmp_path: Path, table: str) -> None:
     assert "largest sum of worths, 9" in found.why
 
 
+def test_the_best_ranked_order_that_fits_is_taken(tmp_path: Path, table: str) -> None:
+    """LSLS has two low runs and takes 11 ms, LLSS one and 10.5."""
+    ranking = [{"layout": "LSLS", "loss": 0.1}, {"layout": "LLSS", "loss": 0.2}, {"layout": "SSLL", "loss": 0.3}]
+    (tmp_path / "placement.json").write_text(json.dumps({"worths": None, "ranking": ranking}))
+    wide, narrow, none = (
+        Search(budget_ms=ms, table=table, worths=str(tmp_path / "placement.json")) for ms in (11, 10.7, 7)
+    )
+    assert run_search(wide, tmp_path / "wide", QUIET).layout == "LSLS"
+    found = run_search(narrow, tmp_path / "narrow", QUIET)
+    assert found.layout == "LLSS"
+    assert "Of 2 ranked orders within 10.7 ms, LLSS has the least held-out loss" in found.why
+    with pytest.raises(ValueError, match=r"none of the 3 ranked orders fits 7 ms; the cheapest, LLSS, takes 10\.5 ms"):
+        run_search(none, tmp_path / "none", QUIET)
+
+
 def test_a_measured_table_is_made_kept_and_checked(tmp_path: Path) -> None:
     config = Search(budget_ms=10_000, budget_mb=10_000, rounds=2)
     found = run_search(config, tmp_path / "out", QUIET)
@@ -124,9 +139,16 @@ def test_what_cannot_be_searched_is_refused_in_a_sentence(
 
 
 def test_a_placement_run_without_worths_is_refused(tmp_path: Path, table: str) -> None:
-    for text in ('{"worths": null}', "{}", "no json"):
+    cases = {
+        '{"worths": null}': "has neither worths nor ranked orders",
+        "{}": "has neither worths nor ranked orders",
+        "no json": r"is no placement\.json",
+        "[]": r"is no placement\.json",
+        '{"ranking": [{"layout": "LS", "loss": 1}]}': "ranks orders of 2 blocks, the preset nano has 4",
+    }
+    for text, said in cases.items():
         (tmp_path / "placement.json").write_text(text)
-        with pytest.raises(ValueError, match="has no worths in it"):
+        with pytest.raises(ValueError, match=said):
             run_search(
                 Search(budget_ms=11, table=table, worths=str(tmp_path / "placement.json")), tmp_path / "out", QUIET
             )

@@ -16,6 +16,7 @@ from streamstill.recipes.base import SMALL, world_prompts
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import averaged, train
 from streamstill.search.placement import END_TEMPERATURE, LOGIT_SCALE, START_TEMPERATURE, Decision, PlacementNet
+from streamstill.search.ranking import Ranked, rank_orders
 from streamstill.search.worths import SwapWorths, swap_worths
 from streamstill.student.presets import preset
 from streamstill.student.student import Student, StudentConfig, build_student
@@ -42,6 +43,7 @@ class PlacementRun:
         preset: whose width and heads the network has.
         settle: share of the steps in which only the weights learn; untaught weights would lead the logits astray.
         worth_bases: layouts that the worths are averaged over; 0 leaves the worths out.
+        ranked: orders that are asked for their loss with the shared weights, best first in the result; 0 for none.
     """
 
     layout: str = "LLLSSSSS"
@@ -56,6 +58,7 @@ class PlacementRun:
     batch: int = 8
     prompts: int = 2000
     worth_bases: int = 4
+    ranked: int = 100
     held_out_clips: int = 32
     sampling: Sampling = field(default_factory=Sampling)
     learn: FlowMatchingConfig = field(
@@ -70,6 +73,8 @@ class PlacementRun:
         require_positive(self, "steps", "batch", "prompts", "held_out_clips")
         if not 0 <= self.settle < 1:
             raise ValueError(f"settle is a share of the steps in [0, 1), got {self.settle}; the default is 0.25")
+        if self.ranked < 0:
+            raise ValueError(f"ranked must be 0 (no ranking) or more, got {self.ranked}")
         if self.worth_bases < 0 or self.worth_bases == 1:
             raise ValueError(f"worth_bases must be 0 (no worths) or at least 2, got {self.worth_bases}")
         if not min(self.start_temperature, self.end_temperature, self.logit_scale) > 0:
@@ -78,10 +83,11 @@ class PlacementRun:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundLayout:
-    """What a run found: the most likely layout, how decided it is, and the worths for a programme."""
+    """What a run found: the most likely layout, how decided it is, worths for a programme, and orders by their loss."""
 
     decision: Decision
     worths: SwapWorths | None
+    ranking: tuple[Ranked, ...] = ()
 
     @property
     def layout(self) -> str:
@@ -175,7 +181,8 @@ def run_placement(config: PlacementRun, out: Path, console: Console) -> FoundLay
     averaged(trainer, "student", student)
     student.eval()
     with run.stage("worths"):
-        found = FoundLayout(decision=net.decided(), worths=_worths(config, student, net))
+        worths, ranking = _worths(config, student, net), _ranking(config, student, net)
+        found = FoundLayout(decision=net.decided(), worths=worths, ranking=ranking)
     write_json(out / RESULT, _as_json(found, config))
     console.print(f"  layout {found.layout} -> {out / RESULT}")
     return found
@@ -219,6 +226,21 @@ def _worths(config: PlacementRun, student: Student, net: PlacementNet) -> SwapWo
         net.fix(None)
 
 
+def _ranking(config: PlacementRun, student: Student, net: PlacementNet) -> tuple[Ranked, ...]:
+    if not config.ranked:
+        return ()
+    try:
+        return rank_orders(
+            held_out_loss(config, student, net),
+            config.layout,
+            most=config.ranked,
+            group_size=config.group_size,
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+    finally:
+        net.fix(None)
+
+
 def _as_json(found: FoundLayout, config: PlacementRun) -> dict[str, object]:
     letters = found.layout
     return {
@@ -228,5 +250,6 @@ def _as_json(found: FoundLayout, config: PlacementRun) -> dict[str, object]:
         "group_size": config.group_size,
         "decision": to_dict(found.decision),
         "worths": None if found.worths is None else to_dict(found.worths),
+        "ranking": [to_dict(one) for one in found.ranking],
         "settings": to_dict(config),
     }

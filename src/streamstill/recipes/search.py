@@ -35,8 +35,8 @@ class Search:
         budget_mb: most MB (10^6 bytes) of weights, state and activations at their peak; None for no limit.
         kinds: letters of the blocks to choose from.
         table: a cost table; None measures one first, on ``target``.
-        worths: ``placement.json`` of a placement run, whose position worths decide the order and the counts; None
-            takes the paper's rule for the counts and spreads the blocks evenly.
+        worths: ``placement.json`` of a placement run. If it ranked orders, the best that fits is taken; else its
+            position worths decide order and counts. None takes the paper's rule for the counts and spreads evenly.
         rounds: of measuring, if no table is given.
     """
 
@@ -79,6 +79,14 @@ class Found:
     checked: Checked | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Learnt:
+    """What a placement run found: worths for each position, and the loss of each ranked order."""
+
+    worths: dict[str, list[float]]
+    ranking: dict[str, float]
+
+
 def run_search(config: Search, out: Path, console: Console) -> Found:
     """Search, check, draw and write ``search.json``, ``search.md`` and two pictures into ``out``.
 
@@ -88,8 +96,9 @@ def run_search(config: Search, out: Path, console: Console) -> Found:
     """
     out.mkdir(parents=True, exist_ok=True)
     table = _table(config, out, console)
-    choices = _choices(config, table)
-    found = _found(config, table, choices)
+    learnt = _learnt(config)
+    choices = _choices(config, table, learnt)
+    found = _found(config, table, choices, learnt)
     draw_layout(found.layout, out / LAYOUT_PICTURE)
     points = [Point(ms=one.ms, mb=one.mb, name=str(one)) for one in choices.front]
     limits = (one if one is not None else float("inf") for one in (config.budget_ms, config.budget_mb))
@@ -174,20 +183,23 @@ def _table(config: Search, out: Path, console: Console) -> CostTable:
     return table
 
 
-def _choices(config: Search, table: CostTable) -> Allocations:
+def _choices(config: Search, table: CostTable, learnt: Learnt | None) -> Allocations:
     """Counts that fit, and the best of them."""
-    worths = _position_worths(config)
-    means = None if worths is None else {letter: sum(values) / len(values) for letter, values in worths.items()}
+    means = None
+    if learnt is not None and not learnt.ranking:
+        means = {letter: sum(row) / len(row) for letter, row in learnt.worths.items()}
     low_runs = max(len(sandwich(config.depth).replace("L", " ").split()), 1)
     return allocate(
         table, depth=config.depth, budget=config.budget, kinds=config.kinds, worths=means, low_runs=low_runs
     )
 
 
-def _found(config: Search, table: CostTable, choices: Allocations) -> Found:
-    worths, layout, why = _position_worths(config), choices.chosen.layout, choices.why
-    if worths is not None:
-        placed = place(table, depth=config.depth, budget=config.budget, worths=worths, kinds=config.kinds)
+def _found(config: Search, table: CostTable, choices: Allocations, learnt: Learnt | None) -> Found:
+    layout, why = choices.chosen.layout, choices.why
+    if learnt is not None and learnt.ranking:
+        layout, why = _best_ranked(config, table, learnt)
+    elif learnt is not None:
+        placed = place(table, depth=config.depth, budget=config.budget, worths=learnt.worths, kinds=config.kinds)
         layout = placed.layout
         why = f"Of all orders within {config.budget}, {layout} has the largest sum of worths, {placed.worth:.4g}."
     cost = table.predicted(layout)
@@ -196,7 +208,25 @@ def _found(config: Search, table: CostTable, choices: Allocations) -> Found:
     return Found(layout=layout, ms=cost.ms, mb=cost.mb, why=why, checked=checked)
 
 
-def _position_worths(config: Search) -> dict[str, list[float]] | None:
+def _best_ranked(config: Search, table: CostTable, learnt: Learnt) -> tuple[str, str]:
+    """The ranked order with the least loss of those that fit, and why."""
+    most_ms, most_mb = config.budget.limits
+    costs = {order: table.predicted(order) for order in learnt.ranking}
+    fitting = [order for order, cost in costs.items() if cost.ms <= most_ms and cost.mb <= most_mb]
+    if not fitting:
+        cheapest = min(costs, key=lambda order: costs[order].ms)
+        raise ValueError(
+            f"none of the {len(costs)} ranked orders fits {config.budget}; the cheapest, {cheapest}, takes "
+            f"{costs[cheapest].ms:.4g} ms and {costs[cheapest].mb:.4g} MB: rank orders with other counts, or allow more"
+        )
+    best = min(fitting, key=lambda order: learnt.ranking[order])
+    return best, (
+        f"Of {len(fitting)} ranked orders within {config.budget}, {best} has the least held-out loss with shared "
+        f"weights, {learnt.ranking[best]:.4g}."
+    )
+
+
+def _learnt(config: Search) -> Learnt | None:
     if config.worths is None:
         return None
     path = Path(config.worths)
@@ -204,7 +234,16 @@ def _position_worths(config: Search) -> dict[str, list[float]] | None:
         raise ValueError(f"there is no file of worths {path}; a placement run writes one, placement.json")
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
-        worths: dict[str, list[float]] = values["worths"]["worths"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has no worths in it ({error!r}); give placement.json of a placement run") from error
-    return {letter: [float(one) for one in row] for letter, row in worths.items()}
+        found = (values.get("worths") or {}).get("worths") or {}
+        worths = {letter: [float(one) for one in row] for letter, row in found.items()}
+        ranking = {str(one["layout"]): float(one["loss"]) for one in values.get("ranking") or []}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no placement.json ({error!r}); give the one of a placement run") from error
+    if not worths and not ranking:
+        raise ValueError(f"{path} has neither worths nor ranked orders in it; run the placement with one of them")
+    if any(len(order) != config.depth for order in ranking):
+        raise ValueError(
+            f"{path} ranks orders of {len(next(iter(ranking)))} blocks, the preset {config.preset} has {config.depth}; "
+            "place as many"
+        )
+    return Learnt(worths=worths, ranking=ranking)

@@ -54,11 +54,11 @@ def swap_worths(
     Raises:
         ValueError: fewer than two kinds or bases, groups of several kinds, or a loss that is not finite.
     """
-    groups = _groups(layout, group_size)
+    groups = groups_of(layout, group_size)
     kinds = sorted(set(groups))
     if bases < 2:
         raise ValueError(f"worths need at least 2 base layouts, to know how much they differ, got {bases}")
-    asked = cache(_finite(loss_of))
+    asked = cache(finite(loss_of))
     orders = [[groups[i] for i in torch.randperm(len(groups), generator=generator)] for _ in range(bases)]
     gains = [[_gains(asked, order, place, kinds) for order in orders] for place in range(len(groups))]
     worths, errors = {}, {}
@@ -76,7 +76,12 @@ def _gains(loss_of: Callable[[str], float], order: Sequence[str], place: int, ki
     return [statistics.fmean(losses) - loss for loss in losses]
 
 
-def _groups(layout: str, size: int) -> list[str]:
+def groups_of(layout: str, size: int) -> list[str]:
+    """The layout cut into groups of one kind, of which there are at least two.
+
+    Raises:
+        ValueError: it cannot be cut so.
+    """
     letters = "".join(kind.letter for kind in parse_layout(layout))
     groups = [letters[start : start + size] for start in range(0, len(letters), max(size, 1))]
     if size < 1 or any(group != group[0] * size for group in groups):
@@ -88,7 +93,9 @@ def _groups(layout: str, size: int) -> list[str]:
     return groups
 
 
-def _finite(loss_of: Callable[[str], float]) -> Callable[[str], float]:
+def finite(loss_of: Callable[[str], float]) -> Callable[[str], float]:
+    """The same, and a ``ValueError`` for a loss that is not finite."""
+
     def checked(layout: str) -> float:
         loss = float(loss_of(layout))
         if not torch.tensor(loss).isfinite():
