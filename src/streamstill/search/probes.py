@@ -81,6 +81,7 @@ def fit(layouts: Sequence[str], kinds: Sequence[BlockKind], taken_LR: Floats) ->
     relative = np.array(counts, dtype=np.float64) / medians[:, None]
     ms = _not_negative(relative, np.ones(len(layouts)))
     by_round = np.linalg.lstsq(relative, taken_LR / medians[:, None], rcond=None)[0]
+    by_round[~relative.any(axis=0)] = 0  # no probe has the part: least squares says nothing but rounding
     low, high = (np.percentile(by_round, at, axis=1) for at in (10, 90))
     return Fit(
         ms=ms,
@@ -92,7 +93,7 @@ def fit(layouts: Sequence[str], kinds: Sequence[BlockKind], taken_LR: Floats) ->
 
 def _not_negative(a: Floats, y: Floats) -> Floats:
     """Least squares in which what would be negative is nothing: noise can make a small part look cheaper than that."""
-    used = np.ones(a.shape[1], dtype=bool)
+    used: NDArray[np.bool_] = np.asarray(a.any(axis=0))
     while True:
         solution = np.zeros(a.shape[1])
         solution[used] = np.linalg.lstsq(a[:, used], y, rcond=None)[0]
