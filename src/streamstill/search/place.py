@@ -148,7 +148,7 @@ class _Grid:
         for budget, (each, switch, tick) in zip(budgets, prices, strict=True):
             limited = math.isfinite(budget)  # what has no limit is not counted
             beyond = _ticks_up((each[chosen] - each.min()) / tick) * limited
-            step = int(_ticks_up(np.array(switch / tick))) * limited
+            step = int(_ticks_up(np.array(switch / tick))) * limited * bool(costs.low[chosen].any())
             most = depth * int(beyond.max()) + (depth + 1) // 2 * step
             rooms.append(math.floor(min((budget - depth * each.min()) / tick + LAST_BITS, most)) if limited else 0)
             blocks.append([int(number) for number in beyond])
