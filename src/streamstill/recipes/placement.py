@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -181,7 +182,11 @@ def run_placement(config: PlacementRun, out: Path, console: Console) -> FoundLay
     averaged(trainer, "student", student)
     student.eval()
     with run.stage("worths"):
-        worths, ranking = _worths(config, student, net), _ranking(config, student, net)
+        loss_of = cache(held_out_loss(config, student, net))
+        try:
+            worths, ranking = _worths(config, loss_of), _ranking(config, loss_of)
+        finally:
+            net.fix(None)
         found = FoundLayout(decision=net.decided(), worths=worths, ranking=ranking)
     write_json(out / RESULT, _as_json(found, config))
     console.print(f"  layout {found.layout} -> {out / RESULT}")
@@ -211,34 +216,28 @@ def world_batches(config: PlacementRun, student: Student) -> Callable[[int], Exa
     return fresh_batches(teacher, wordings, config.geometry, student.codec, batch=config.batch, seed=config.seed)
 
 
-def _worths(config: PlacementRun, student: Student, net: PlacementNet) -> SwapWorths | None:
+def _worths(config: PlacementRun, loss_of: Callable[[str], float]) -> SwapWorths | None:
     if not config.worth_bases:
         return None
-    try:
-        return swap_worths(
-            held_out_loss(config, student, net),
-            config.layout,
-            bases=config.worth_bases,
-            group_size=config.group_size,
-            generator=torch.Generator().manual_seed(config.seed),
-        )
-    finally:
-        net.fix(None)
+    return swap_worths(
+        loss_of,
+        config.layout,
+        bases=config.worth_bases,
+        group_size=config.group_size,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
 
 
-def _ranking(config: PlacementRun, student: Student, net: PlacementNet) -> tuple[Ranked, ...]:
+def _ranking(config: PlacementRun, loss_of: Callable[[str], float]) -> tuple[Ranked, ...]:
     if not config.ranked:
         return ()
-    try:
-        return rank_orders(
-            held_out_loss(config, student, net),
-            config.layout,
-            most=config.ranked,
-            group_size=config.group_size,
-            generator=torch.Generator().manual_seed(config.seed),
-        )
-    finally:
-        net.fix(None)
+    return rank_orders(
+        loss_of,
+        config.layout,
+        most=config.ranked,
+        group_size=config.group_size,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
 
 
 def _as_json(found: FoundLayout, config: PlacementRun) -> dict[str, object]:

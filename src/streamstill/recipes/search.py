@@ -14,6 +14,7 @@ from streamstill.search.allocate import Allocation, Allocations, Budget, allocat
 from streamstill.search.cost_table import CostTable
 from streamstill.search.measure import DTYPES, Checked, Repeats, measure_table, validate
 from streamstill.search.place import place
+from streamstill.search.probes import switches
 from streamstill.search.targets import TARGETS
 from streamstill.student.costs import Workload
 from streamstill.student.layout import sandwich
@@ -188,7 +189,7 @@ def _choices(config: Search, table: CostTable, learnt: Learnt | None) -> Allocat
     means = None
     if learnt is not None and not learnt.ranking:
         means = {letter: sum(row) / len(row) for letter, row in learnt.worths.items()}
-    low_runs = max(len(sandwich(config.depth).replace("L", " ").split()), 1)
+    low_runs = max(switches(sandwich(config.depth)), 1)
     return allocate(
         table, depth=config.depth, budget=config.budget, kinds=config.kinds, worths=means, low_runs=low_runs
     )

@@ -3,13 +3,12 @@
 import json
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from streamstill.config import from_dict, to_dict, write_json
 from streamstill.student.costs import Workload
-from streamstill.student.layout import BlockKind, parse_layout
+from streamstill.student.layout import BlockKind, parse_layout, ways_down
 from streamstill.student.sandwich import SandwichConfig
 
 FORMAT = 1
@@ -113,9 +112,7 @@ class CostTable:
     def predicted(self, layout: str) -> "Prediction":
         """Time and memory of a network with this layout."""
         kinds = parse_layout(layout)
-        low = [False, *(kind.low for kind in kinds), False]
-        downs = sum(now and not before for before, now in pairwise(low))
-        parts = [self.ends, *(self.block(kind) for kind in kinds)] + [self.down, self.up] * downs
+        parts = [self.ends, *(self.block(kind) for kind in kinds)] + [self.down, self.up] * len(ways_down(kinds))
         return Prediction(
             ms=sum(part.ms for part in parts),
             mb=sum(part.held_mb for part in parts) + max(part.passing_mb for part in parts),

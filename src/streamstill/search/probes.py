@@ -8,7 +8,6 @@ explains the differences best: least squares of ``A c = y``, one row for each ne
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from streamstill.state import StreamState
 from streamstill.student.costs import Workload
-from streamstill.student.layout import BlockKind, parse_layout
+from streamstill.student.layout import BlockKind, parse_layout, ways_down
 from streamstill.student.sandwich import SandwichConfig, SandwichDiT
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -47,8 +46,7 @@ def probe_layouts(kinds: Sequence[BlockKind], depth: int) -> tuple[str, ...]:
 
 def switches(layout: str) -> int:
     """How many times a network of this layout goes down to low resolution; it goes up as often."""
-    low = [False, *(kind.low for kind in parse_layout(layout))]
-    return sum(now and not before for before, now in pairwise(low))
+    return len(ways_down(parse_layout(layout)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from streamstill.student.block import MODULATIONS
-from streamstill.student.layout import BlockKind
+from streamstill.student.layout import BlockKind, ways_down
 from streamstill.student.local import KERNEL
 from streamstill.student.positions import PLACE_FEATURES
 from streamstill.student.resize import STRIDE
@@ -66,14 +66,9 @@ def network_cost(config: SandwichConfig, work: Workload) -> Cost:
     Raises:
         ValueError: a chunk that the network would refuse: too long, or not to be cut into its patches and strides.
     """
-    was_low = False
-    total = ends_cost(config, work)
-    for kind in config.kinds:
-        if kind.low and not was_low:
-            total += switch_cost(config, work)
-        total += block_cost(kind, config, work)
-        was_low = kind.low
-    return total
+    blocks = (block_cost(kind, config, work) for kind in config.kinds)
+    switches = (switch_cost(config, work) for _ in ways_down(config.kinds))
+    return sum((*blocks, *switches), ends_cost(config, work))
 
 
 def parameter_count(config: SandwichConfig) -> int:

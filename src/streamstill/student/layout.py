@@ -41,6 +41,12 @@ def parse_layout(layout: str) -> tuple[BlockKind, ...]:
     return tuple(known[letter] for letter in letters)
 
 
+def ways_down(kinds: tuple[BlockKind, ...]) -> list[int]:
+    """The blocks before which the stream goes down to low resolution; it begins at the full one."""
+    low = [False, *(kind.low for kind in kinds)]
+    return [index for index, (before, now) in enumerate(pairwise(low)) if now and not before]
+
+
 def sandwich(depth: int, *, full: BlockKind = BlockKind.LCHA) -> str:
     """An equal-share sandwich: runs of full-resolution blocks with the low ones spread evenly between them.
 

@@ -6,6 +6,7 @@ the clean chunks are the past of the noised ones. Both are the same arithmetic, 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -60,6 +61,21 @@ def teach(mixer: Mixer[Any, StateT], x_RFHWD: Tensor, past: StateT, *, chunks: i
         past = mixer.remember(map_tensors(lambda tensor, k=number: _clean_chunk(tensor, k, chunks), rows), past)
     before_rows: StateT = map_tensors(_as_rows, *pasts)
     return mixer.mix(rows, before_rows), past
+
+
+def lesson(
+    x_t_BFCHW: Tensor, t_BK: Tensor, *, context_BFCHW: Tensor, chunk_frames: int
+) -> tuple[Tensor, Tensor, RunMixer]:
+    """Whole clips as the rows that ``teach`` expects, the time of each row, and ``teach`` for them."""
+    chunks = t_BK.shape[1]
+    both = torch.stack([context_BFCHW, x_t_BFCHW], dim=1).unflatten(2, (chunks, chunk_frames))
+    times = torch.stack([torch.zeros_like(t_BK), t_BK], dim=1)
+    return both.flatten(0, 2), times.flatten(), partial(teach, chunks=chunks)
+
+
+def noised_clips(rows: Tensor, *, chunks: int) -> Tensor:
+    """What was answered for the noised rows of a ``lesson``, as whole clips again."""
+    return rows.unflatten(0, (-1, 2, chunks))[:, 1].flatten(1, 2)
 
 
 def _clean_chunk(rows: Tensor, number: int, chunks: int) -> Tensor:

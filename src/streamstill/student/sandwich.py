@@ -1,8 +1,6 @@
 """SandwichDiT: blocks of any kind in any order, two resolutions, a long skip (S2DiT section 3.3, eqs. 2-6)."""
 
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +9,8 @@ from streamstill.flow.path import velocity_from_clean
 from streamstill.state import KVCache, LchaState, StreamState
 from streamstill.student.block import MODULATIONS, Block, build_mixer
 from streamstill.student.checks import check_step
-from streamstill.student.layout import BlockKind, parse_layout
-from streamstill.student.mixer import RunMixer, look, stream, teach
+from streamstill.student.layout import BlockKind, parse_layout, ways_down
+from streamstill.student.mixer import RunMixer, lesson, look, noised_clips, stream
 from streamstill.student.positions import PLACE_FEATURES, place_features
 from streamstill.student.resize import STRIDE, downsample, strided_mean, upsample
 from streamstill.student.window import Window
@@ -83,7 +81,7 @@ class SandwichDiT(nn.Module):
         self.prompt = nn.Linear(config.text_width, width)
         self.condition = nn.Linear(width, MODULATIONS * width)
         self.blocks = nn.ModuleList(_block(kind, config) for kind in self.kinds)
-        self.down = nn.ModuleDict({str(index): strided_mean(width) for index in _ways_down(self.kinds)})
+        self.down = nn.ModuleDict({str(index): strided_mean(width) for index in ways_down(self.kinds)})
         self.final_condition = nn.Linear(width, 2 * width)
         self.final_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.head = nn.Linear(width, token_width)
@@ -163,13 +161,9 @@ class SandwichDiT(nn.Module):
         Args:
             t_BK: a time for each of the clip's chunks.
         """
-        chunks = t_BK.shape[1]
-        both = torch.stack([context_BFCHW, x_t_BFCHW], dim=1).unflatten(2, (chunks, self.chunk_frames))
-        times = torch.stack([torch.zeros_like(t_BK), t_BK], dim=1)
         state = self.initial_state(x_t_BFCHW.shape[0], x_t_BFCHW.shape[3], x_t_BFCHW.shape[4], x_t_BFCHW)
-        run = partial(teach, chunks=chunks)
-        rows, _ = self._clean(both.flatten(0, 2), times.flatten(), text_BLD, state, run)
-        clean = rows.unflatten(0, (-1, 2, chunks))[:, 1].flatten(1, 2)
+        x_RFCHW, t_R, run = lesson(x_t_BFCHW, t_BK, context_BFCHW=context_BFCHW, chunk_frames=self.chunk_frames)
+        clean = noised_clips(self._clean(x_RFCHW, t_R, text_BLD, state, run)[0], chunks=t_BK.shape[1])
         return velocity_from_clean(x_t_BFCHW, clean, t_BK.repeat_interleave(self.chunk_frames, dim=1))
 
     def parameter_count(self) -> int:
@@ -310,12 +304,6 @@ def _block(kind: BlockKind, config: SandwichConfig) -> Block:
     )
     heads = config.width // config.head_dim
     return Block(mixer, config.width, text_width=config.text_width, text_heads=heads, mlp_width=config.mlp_width)
-
-
-def _ways_down(kinds: tuple[BlockKind, ...]) -> list[int]:
-    """The blocks before which the stream goes down; it begins at full resolution."""
-    low = [False, *(kind.low for kind in kinds)]
-    return [index for index, (before, now) in enumerate(pairwise(low)) if now and not before]
 
 
 def _without_window(state: StreamState) -> StreamState:

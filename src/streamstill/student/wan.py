@@ -3,7 +3,6 @@
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from streamstill.config import from_dict, require_positive
 from streamstill.state import StreamState
 from streamstill.student.checks import check_step
-from streamstill.student.mixer import RunMixer, look, stream, teach
+from streamstill.student.mixer import RunMixer, lesson, look, noised_clips, stream
 from streamstill.student.positions import Turns
 from streamstill.student.wan_block import WanSelfAttention, WanTokens, modulated, remembered_by, through, wan_turns
 from streamstill.student.window import Window
@@ -202,13 +201,9 @@ class CausalWan(nn.Module):
         Args:
             t_BK: a time for each of the clip's chunks.
         """
-        chunks = t_BK.shape[1]
-        both = torch.stack([context_BFCHW, x_t_BFCHW], dim=1).unflatten(2, (chunks, self.chunk_frames))
-        times = torch.stack([torch.zeros_like(t_BK), t_BK], dim=1)
         state = self.initial_state(x_t_BFCHW.shape[0], x_t_BFCHW.shape[3], x_t_BFCHW.shape[4], x_t_BFCHW)
-        run = partial(teach, chunks=chunks)
-        rows, _ = self._velocity(both.flatten(0, 2), times.flatten(), text_BLD, state, run)
-        return rows.unflatten(0, (-1, 2, chunks))[:, 1].flatten(1, 2)
+        x_RFCHW, t_R, run = lesson(x_t_BFCHW, t_BK, context_BFCHW=context_BFCHW, chunk_frames=self.chunk_frames)
+        return noised_clips(self._velocity(x_RFCHW, t_R, text_BLD, state, run)[0], chunks=t_BK.shape[1])
 
     def _check(self, x_t_BFCHW: Tensor, t: Tensor, text_BLD: Tensor, state: StreamState) -> None:
         if torch.compiler.is_compiling():  # a program has its shapes; they were checked where it was made
