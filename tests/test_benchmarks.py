@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,51 @@ def test_wan_and_our_full_attention_are_of_equal_size(capsys: pytest.CaptureFixt
     *_, its_flops, _, _, its_state = map(_number, wan)
     assert its_flops == pytest.approx(our_flops, rel=0.2)
     assert its_state == pytest.approx(our_state, rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_memory_of_adapters_is_compared_row_by_row(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("peft", reason='install the lora extra: pip install "streamstill[lora]"')
+    tiny = "--width 64 --head-dim 32 --depth 2 --latent-height 4 --latent-width 4 --rank 4 --rollouts 2 --rounds 2"
+    script("afd_memory")(tiny.split())
+    memory, ((taken, (parts, ratio, span, target)),) = (table.items() for table in tables(capsys.readouterr().out))
+    rows = dict(memory)
+    sft, afd, judged = (list(map(_number, rows[name][:4])) for name in rows)
+    assert sft[2:] == [1, 1]
+    for peak, own, to_sft, own_to_sft in (afd, judged):
+        assert 0 < own < peak
+        assert to_sft == pytest.approx(peak / sft[0], abs=2e-3)
+        assert own_to_sft == pytest.approx(own / sft[1], abs=0.1 / sft[1] * 2 + 1e-3)
+    low, high = (float(part) for part in span.split(" .. "))
+    assert 0 < low <= high
+    assert float(ratio) == pytest.approx(float(taken) / float(parts), rel=1e-2)
+    assert ("met" in target) == (float(ratio) <= 1.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.parametrize(("requests", "kills", "without_keys"), [(60, 3, False), (30, 1, True)])
+def test_a_collection_that_is_killed_again_and_again_pays_once(
+    capsys: pytest.CaptureFixture[str], requests: int, kills: int, without_keys: bool
+) -> None:
+    pytest.importorskip("tenacity", reason='install the api extra: pip install "streamstill[api]"')
+    words = ["--requests", str(requests), "--kills", str(kills), "--seconds-per-job", "0.1"]
+    script("collect_stress")([*words, "--without-keys"] if without_keys else words)
+    counts, verdicts = tables(capsys.readouterr().out)
+    assert {is_so for (is_so,) in verdicts.values()} == {"met"}
+    count = {name: int(float(value)) for name, (value,) in counts.items()}
+    assert count["kills"] == kills
+    assert count["clips in the cache"] + count["refused, kept with a reason"] + count["unsure"] == requests
+    assert count["clips in the cache"] <= count["server: paid"] <= count["submissions in the journal"]
+    assert without_keys or count["unsure"] == 0
+
+
+@pytest.mark.slow
+def test_the_speed_of_the_cache_is_measured_where_it_is_right(capsys: pytest.CaptureFixture[str]) -> None:
+    script("clip_store")(["--clips", "64", "--rows", "6000", "--seconds", "0.5"])
+    (speeds,) = tables(capsys.readouterr().out)
+    assert len(speeds) == 10
+    assert all(float(measured) > 0 for measured, _ in speeds.values())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)

@@ -17,7 +17,7 @@ from streamstill.student.presets import preset
 from streamstill.student.student import StudentConfig
 from streamstill.student.wan import CausalWanConfig
 from streamstill.testing import tiny_student
-from streamstill.training.discriminator import Blindfold
+from streamstill.training.discriminators.blindfold import Blindfold
 from streamstill.training.objectives.adversary import AdversaryConfig
 from streamstill.training.objectives.afd import AfdConfig
 from streamstill.training.objectives.flow_matching import FlowMatchingConfig
@@ -226,3 +226,28 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circle:
+    kind: str = "circle"
+    radius: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    kind: str = "square"
+    side: float = 1.0
+    angle: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    shape: Circle | Square = field(default_factory=Circle)
+
+
+@pytest.mark.parametrize("shape", [Circle(), Square(side=2.0)])
+def test_a_table_of_a_union_is_the_one_of_its_kind(shape: Circle | Square) -> None:
+    """Even where nothing but the kind is given."""
+    assert from_dict(Drawing, {"shape": {"kind": shape.kind}}).shape.kind == shape.kind
+    assert from_dict(Drawing, to_dict(Drawing(shape=shape))) == Drawing(shape=shape)

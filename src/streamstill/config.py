@@ -3,7 +3,7 @@
 import difflib
 import json
 import types
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -137,7 +137,7 @@ def _read_union(hint: Any, value: Any, where: str) -> Any:
     options = [option for option in get_args(hint) if option is not type(None)]
     tables = [option for option in options if is_dataclass(option)]
     if tables and isinstance(value, Mapping):
-        return _read(max(tables, key=lambda table: _fit(table, value.keys())), value, where)
+        return _read(max(tables, key=lambda table: _fit(table, value)), value, where)
     for option in options:
         try:
             return _read(option, value, where)
@@ -146,10 +146,11 @@ def _read_union(hint: Any, value: Any, where: str) -> Any:
     raise ValueError(f"{where} must be one of {[getattr(o, '__name__', str(o)) for o in options]}, got {value!r}")
 
 
-def _fit(table: Any, given: Set[str]) -> tuple[int, int]:
-    """How well a dataclass fits the fields that are given: it has many of them, and then few others."""
-    names = {field.name for field in fields(table)}
-    return len(names & given), -len(names - given)
+def _fit(table: Any, given: Mapping[str, Any]) -> tuple[bool, int, int]:
+    """How well a dataclass fits the fields that are given: of their ``kind``, with many of them, and few others."""
+    defaults = {field.name: field.default for field in fields(table)}
+    named = "kind" in given and defaults.get("kind") == given["kind"]
+    return named, len(defaults.keys() & given.keys()), -len(defaults.keys() - given.keys())
 
 
 def _read_tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:

@@ -1,18 +1,26 @@
 """Numbers about clips of any origin, and intervals for numbers about many clips."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from streamstill.types import Clip
+from streamstill.types import Clip, Frames
+
+Floats = NDArray[np.float64]
 
 RESAMPLES = 2000
+SET_RESAMPLES = 200  # of numbers that are slow to compute
+_QUANTILES = (0.025, 0.975)
+_SSIM_WINDOW, _SSIM_SIGMA, _SSIM_K = 11, 1.5, (0.01, 0.03)  # Wang et al. 2004, section III.C
+_STILL = 32  # 8-bit levels: a pixel nearer to its own median over time shows the background
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean over ``n`` clips with its 95 % bootstrap interval."""
+    """A number over ``n`` clips with its 95 % bootstrap interval. Without a clip ``n`` is 0 and the rest is NaN."""
 
     mean: float
     low: float
@@ -42,20 +50,81 @@ def flicker(clip: Clip) -> float:
     return float(np.abs(np.diff(clip.frames_FCHW.astype(np.float32), axis=0)).mean())
 
 
+def background_flicker(clip: Clip) -> float:
+    """``flicker`` of the still parts: where a pixel is within 32 levels of its median over time in both frames.
+
+    A body that passes is not counted; one that covers a pixel for most of the clip is background there.
+
+    Returns:
+        8-bit levels; NaN if no pixel is still for two frames.
+
+    Raises:
+        ValueError: the clip has one frame.
+    """
+    if clip.frames_FCHW.shape[0] < 2:
+        raise ValueError("flicker needs at least 2 frames, the clip has 1")
+    frames_FCHW = clip.frames_FCHW.astype(np.float32)
+    away_FHW: NDArray[np.float32] = np.abs(frames_FCHW - np.median(frames_FCHW, axis=0)).max(axis=1)
+    still_FHW: NDArray[np.bool_] = away_FHW <= _STILL
+    change_FHW = np.abs(np.diff(frames_FCHW, axis=0)).mean(axis=1)
+    kept = change_FHW[still_FHW[1:] & still_FHW[:-1]]
+    return float(kept.mean()) if kept.size else math.nan
+
+
 def psnr(clip: Clip, reference: Clip) -> float:
     """Peak signal-to-noise ratio in dB; infinite for equal clips.
 
     Raises:
         ValueError: the clips have different sizes.
     """
-    if clip.frames_FCHW.shape != reference.frames_FCHW.shape:
-        raise ValueError(
-            f"PSNR needs clips of one size, got {clip.frames_FCHW.shape} and {reference.frames_FCHW.shape}; "
-            "resample one of them first"
-        )
+    _require_one_size(clip, reference, "PSNR")
     difference = clip.frames_FCHW.astype(np.float64) - reference.frames_FCHW
     error = float(np.square(difference).mean())
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def ssim(clip: Clip, reference: Clip) -> float:
+    """Structural similarity, mean over frames, colours and places; 1 for equal clips, which alone reach it.
+
+    Wang et al. 2004: Gaussian window of 11x11 pixels and standard deviation 1.5, K1 = 0.01, K2 = 0.03, and only places
+    where the window lies inside the picture. It sees neither colour nor time: every plane of a frame is a picture.
+
+    Raises:
+        ValueError: the clips have different sizes, or pictures smaller than the window.
+    """
+    _require_one_size(clip, reference, "SSIM")
+    if min(clip.frames_FCHW.shape[2:]) < _SSIM_WINDOW:
+        raise ValueError(
+            f"SSIM needs pictures of at least {_SSIM_WINDOW}x{_SSIM_WINDOW}, got {clip.frames_FCHW.shape[2:]}; "
+            "use PSNR for smaller ones"
+        )
+    return float(
+        np.mean([_ssim_map(*pair).mean() for pair in zip(clip.frames_FCHW, reference.frames_FCHW, strict=True)])
+    )
+
+
+def frechet_distance(features_ND: Floats, features_MD: Floats) -> float:
+    """Squared Frechet distance of two Gaussians with the sets' means and covariances; 0 for equal sets.
+
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), Dowson and Landau 1982. The last trace is the sum of the singular
+    values of S1^(1/2) S2^(1/2), so singular covariances, from fewer clips than features, are no trouble. The number
+    of small sets is too large by chance: compare sets of one size, and see ``set_interval``.
+
+    Raises:
+        ValueError: the sets have different features, fewer than two rows, or a value that is not finite.
+    """
+    shapes = features_ND.shape, features_MD.shape
+    if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][1] != shapes[1][1] or min(shapes)[0] < 2:
+        raise ValueError(
+            f"a Frechet distance needs two tables of at least 2 rows with the same columns, got {shapes[0]} and "
+            f"{shapes[1]}"
+        )
+    if not (np.isfinite(features_ND).all() and np.isfinite(features_MD).all()):
+        raise ValueError("a Frechet distance needs finite features; leave out the rows that have none")
+    (root_DD, trace), (other_DD, other_trace) = _root_covariance(features_ND), _root_covariance(features_MD)
+    apart = float(np.square(features_ND.mean(axis=0) - features_MD.mean(axis=0)).sum())
+    shared = float(np.linalg.svd(root_DD @ other_DD, compute_uv=False).sum())
+    return max(apart + trace + other_trace - 2 * shared, 0.0)
 
 
 def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
@@ -69,5 +138,108 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
         raise ValueError(f"an interval needs at least one number, got {len(values)} values and none is a number")
     dice = np.random.default_rng(seed)
     means = kept[dice.integers(kept.size, size=(RESAMPLES, kept.size))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(means, _QUANTILES)
     return Interval(mean=float(kept.mean()), low=float(low), high=float(high), n=int(kept.size))
+
+
+def set_interval(
+    statistic: Callable[[Floats, Floats], float],
+    features_ND: Floats,
+    features_MD: Floats,
+    *,
+    seed: int = 0,
+    resamples: int = SET_RESAMPLES,
+) -> Interval:
+    """A number of two sets of clips with its 95 % basic bootstrap interval; ``n`` is the size of the smaller set.
+
+    Rows are drawn again in both sets. Drawing again makes two sets look farther apart by as much as being small does,
+    so twice the found value less the mean of the drawn ones is the estimate, and the interval is turned about the
+    found value in the same way. Both may be below 0 where the distributions are equal.
+    """
+    found = statistic(features_ND, features_MD)
+    dice = np.random.default_rng(seed)
+    drawn = [statistic(_drawn_again(features_ND, dice), _drawn_again(features_MD, dice)) for _ in range(resamples)]
+    high, low = 2 * found - np.quantile(drawn, _QUANTILES)
+    count = min(len(features_ND), len(features_MD))
+    return Interval(mean=2 * found - float(np.mean(drawn)), low=float(low), high=float(high), n=count)
+
+
+def interval_over_seeds(rows_by_seed: Sequence[Sequence[Mapping[str, float]]], *, seed: int = 0) -> dict[str, Interval]:
+    """Every number of the clips' rows over several training seeds: mean and 95 % interval, by name.
+
+    Hierarchical bootstrap: seeds are drawn again, then clips within each drawn seed, so the interval also holds what
+    another training would change. Every seed counts the same, whatever clips have a number; few seeds make it too
+    narrow. Values that are not a number are left out; ``n`` counts the others.
+
+    Raises:
+        ValueError: there is no seed, a seed has no clip, or the rows have different names.
+    """
+    counts = [len(rows) for rows in rows_by_seed]
+    if not counts or not min(counts):
+        raise ValueError(f"an interval over seeds needs clips of every seed, got {counts} clips; leave empty seeds out")
+    names = {tuple(sorted(row)) for rows in rows_by_seed for row in rows}
+    if len(names) > 1:
+        raise ValueError(f"every clip needs the same numbers to be pooled over seeds, got {sorted(names)}")
+    return {
+        name: _hierarchical([[row[name] for row in rows] for rows in rows_by_seed], seed) for name in rows_by_seed[0][0]
+    }
+
+
+def _hierarchical(values_by_seed: Sequence[Sequence[float]], seed: int) -> Interval:
+    groups = [np.asarray([value for value in values if not math.isnan(value)]) for values in values_by_seed]
+    groups = [group for group in groups if group.size]
+    if not groups:
+        return Interval(mean=math.nan, low=math.nan, high=math.nan, n=0)
+    dice = np.random.default_rng(seed)
+    drawn = np.zeros(RESAMPLES)
+    for _ in groups:
+        chosen = dice.integers(len(groups), size=RESAMPLES)
+        for number, group in enumerate(groups):
+            hit = chosen == number
+            drawn[hit] += group[dice.integers(group.size, size=(int(hit.sum()), group.size))].mean(axis=1)
+    low, high = np.quantile(drawn / len(groups), _QUANTILES)
+    mean = float(np.mean([group.mean() for group in groups]))
+    return Interval(mean=mean, low=float(low), high=float(high), n=sum(group.size for group in groups))
+
+
+def _require_one_size(clip: Clip, reference: Clip, what: str) -> None:
+    if clip.frames_FCHW.shape != reference.frames_FCHW.shape:
+        raise ValueError(
+            f"{what} needs clips of one size, got {clip.frames_FCHW.shape} and {reference.frames_FCHW.shape}; "
+            "resample one of them first"
+        )
+
+
+def _ssim_map(first_CHW: Frames, second_CHW: Frames) -> Floats:
+    x, y = first_CHW.astype(np.float64), second_CHW.astype(np.float64)
+    c1, c2 = ((k * 255) ** 2 for k in _SSIM_K)
+    mean_x, mean_y = _windowed(x), _windowed(y)
+    spread_x, spread_y = _windowed(x * x) - mean_x**2, _windowed(y * y) - mean_y**2
+    shared = _windowed(x * y) - mean_x * mean_y
+    alike: Floats = (2 * mean_x * mean_y + c1) * (2 * shared + c2)
+    return alike / ((mean_x**2 + mean_y**2 + c1) * (spread_x + spread_y + c2))
+
+
+def _windowed(values_CHW: Floats) -> Floats:
+    """Gaussian mean around every place where the whole window fits, rows then columns."""
+    offsets = np.arange(_SSIM_WINDOW) - _SSIM_WINDOW // 2
+    weights = np.exp(-(offsets**2) / (2 * _SSIM_SIGMA**2))
+    for axis in (1, 2):
+        places = values_CHW.shape[axis] - _SSIM_WINDOW + 1
+        moved = (np.take(values_CHW, range(k, k + places), axis=axis) for k in range(_SSIM_WINDOW))
+        total = np.zeros([1])
+        for weight, part in zip(weights / weights.sum(), moved, strict=True):
+            total = total + weight * part
+        values_CHW = total
+    return values_CHW
+
+
+def _drawn_again(features_ND: Floats, dice: np.random.Generator) -> Floats:
+    return features_ND[dice.integers(len(features_ND), size=len(features_ND))]
+
+
+def _root_covariance(features_ND: Floats) -> tuple[Floats, float]:
+    """Symmetric square root of the covariance, and the trace of the covariance."""
+    values, vectors = np.linalg.eigh(np.cov(features_ND, rowvar=False).reshape(2 * features_ND.shape[1:]))
+    kept = np.maximum(values, 0.0)
+    return (vectors * np.sqrt(kept)) @ vectors.T, float(kept.sum())

@@ -7,6 +7,7 @@ Axes, one meaning everywhere (a tensor is called ``noun_AXES``):
     R rows: chunks folded into the batch, B outermost
     S tokens of one chunk   L text tokens           D model width
     N heads                 E features per head     K rollouts per prompt
+    V velocities asked about a clip                 J points of an ODE path
 
 ``t`` is always diffusion time: t=0 clean, t=1 noise, ``velocity = noise - clean``.
 """

@@ -44,9 +44,9 @@ def stream(run: Run, student: Path, *flags: object) -> Ended:
     [
         (
             ("quickstrat",),
-            "unknown recipe 'quickstrat': choose one of quickstart, folder, base; did you mean 'quickstart'?",
+            "unknown recipe 'quickstrat': choose one of quickstart, folder, base, kd; did you mean 'quickstart'?",
         ),
-        (("xyz",), "unknown recipe 'xyz': choose one of quickstart, folder, base"),
+        (("xyz",), "unknown recipe 'xyz': choose one of quickstart, folder, base, kd"),
         (("folder",), "the recipe folder needs --clips DIR, a folder of videos with captions.jsonl"),
         (
             ("base", "--clips", "there"),
@@ -254,7 +254,11 @@ def test_a_folder_that_is_no_student_is_named(run: Run) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--objective", "adf"), "unknown objective 'adf': choose one of flow-matching, afd; did you mean 'afd'?"),
+        (
+            ("--objective", "adf"),
+            "unknown objective 'adf': choose one of flow-matching, afd, gan, dmd, reward-weighted; ",
+        ),
+        (("--objective", "dmd"), "give --set score=FOLDER, a student that sees whole clips"),
         (("--cache", "nowhere"), "there is no teacher cache at nowhere; make one with `streamstill collect"),
         (("--steps", "0"), "steps, checkpoint_every and log_every must be at least 1"),
         (("--set", "batch=0"), "batch must be at least 1, got 0"),

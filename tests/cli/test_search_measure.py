@@ -1,6 +1,7 @@
 """``streamstill search measure``: a table on screen and in a file, the next command, and refusals in one sentence."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from streamstill.search.cost_table import CostTable
 from streamstill.student.presets import preset
 from tests.cli.conftest import Run
 from tests.cli.test_cli import next_command
+from tests.recipes.test_search import given_table
 from tests.recipes.tiny import files
 
 SMALL = ("search", "measure", "--height", 4, "--width", 4, "--rounds", 2)
@@ -53,7 +55,11 @@ def test_the_file_says_which_format_it_has(run: Run) -> None:
     ("words", "sentence"),
     [
         (("--preset", "nanoo"), "did you mean 'nano'"),
-        (("--target", "toaster"), "choose one of cpu, cuda, onnx"),
+        (("--target", "toaster"), "choose one of cpu, cuda, onnx, executorch, coreml-table"),
+        (("--target", "coreml-table"), "Core ML cannot be timed here"),
+        (("--target", "executorch", "--dtype", "float16"), "executorch measures float32, got float16"),
+        (("--table", "t.json"), "--table goes with --target coreml-table, got cpu"),
+        (("--target", "coreml-table", "--table", "t.json"), "there is no cost table t.json"),
         (("--dtype", "int8"), "choose one of float32"),
         (("--kinds", "LZ"), "unknown letters ['Z']"),
         (("--height", 5), "divisible by 2"),
@@ -67,6 +73,22 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(run: Run, words: tuple[obj
     told = run(*SMALL, *words)
     told.says(sentence)
     assert files(Path.cwd()) == set()
+
+
+def test_a_table_from_a_phone_is_checked_printed_and_written(run: Run, tmp_path: Path) -> None:
+    made = replace(given_table(), target="coreml", device="a phone")
+    made.save(tmp_path / "phone.json")
+    asked = ("search", "measure", "--target", "coreml-table", "--table", "phone.json")
+    told = run(*asked, "--out", "tables/nano.json")
+    assert told.status == 0
+    assert CostTable.load(Path("tables/nano.json")) == made
+    for word in ("nothing is measured here", "a phone, coreml", "weights MB", made.note):
+        assert word in told.out
+    assert next_command(told.out) == "streamstill search run --table tables/nano.json --preset nano --budget-ms 10.5"
+    run(*asked, "--preset", "micro", "--out", "no.json").says("was made for width=96, this network has width=256")
+    run(*asked, "--height", 4, "--out", "no.json").says("was made for height=16, this network has height=4")
+    run(*asked, "--kinds", "LK", "--out", "no.json").says("knows the blocks LS, not K")
+    assert files(Path.cwd()) == {"phone.json", "tables/nano.json"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

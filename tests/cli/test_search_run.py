@@ -1,10 +1,12 @@
 """``streamstill search run`` and ``search place`` from the words to the files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from streamstill.report.card import machine
 from tests.cli.conftest import Run
 from tests.recipes.test_search import given_table
 
@@ -51,12 +53,32 @@ def test_an_order_is_learnt_and_then_taken(run: Run, table: Path) -> None:
     assert f"layout {placed['ranking'][0]['layout']}:" in found.out
 
 
+def test_a_table_from_a_phone_is_searched_like_any_other(run: Run, table: Path, tmp_path: Path) -> None:
+    asked = ("search", "run", "--preset", "nano", "--budget-ms", 11, "--target", "coreml-table", "--out", "found")
+    replace(given_table(), target="coreml", device="a phone").save(tmp_path / "phone.json")
+    told = run(*asked, "--table", "phone.json")
+    assert told.status == 0
+    assert "layout LSSL: 10.5 ms a pass and 11 MB predicted" in told.out
+    assert "given, coreml, a phone" in Path("found/search.md").read_text()
+    assert not Path("found/cost_table.json").exists()
+    run(*asked, "--table", table).says("was given for the target cpu; the target coreml-table takes a table")
+
+
+def test_a_phones_own_measurement_is_not_taken_for_this_machines(run: Run, tmp_path: Path) -> None:
+    here = machine("cpu")["device_name"]
+    replace(given_table(), source="measured", target="coreml", device=here).save(tmp_path / "phone.json")
+    told = run("search", "run", "--budget-ms", 11, "--target", "coreml-table", "--table", "phone.json")
+    assert told.status == 0
+    assert "measured" not in told.out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("run",), "a search needs a budget"),
         (("run", "--budget-ms", "1", "--table", "table.json"), "no network of 4 blocks fits 1 ms"),
         (("run", "--budget-ms", "9", "--table", "away.json"), "there is no cost table away.json"),
+        (("run", "--budget-ms", "9", "--target", "coreml-table"), "Core ML cannot be timed here"),
         (("run", "--budget-ms", "9", "--preset", "huge"), "unknown preset 'huge'"),
         (("place", "--layout", "LLLL"), "one full-resolution kind among S blocks"),
         (("place", "--layout", "LLSS", "--set", "steps=0"), "steps must be at least 1"),

@@ -1,5 +1,6 @@
 """Every recipe, whole, at tiny size: what it leaves, that it goes on where it stopped, and what it refuses."""
 
+import io
 import json
 import math
 import signal
@@ -14,10 +15,12 @@ from safetensors.torch import load_file
 
 from streamstill.media import read_clip, write_clip
 from streamstill.recipes import run_base, run_folder, run_quickstart
-from streamstill.recipes.quickstart import held_out
+from streamstill.recipes.quickstart import held_out, watched
 from streamstill.report.comparison import METRICS, as_json, judged
 from streamstill.student.student import Student
 from streamstill.teachers import ClipStore
+from streamstill.training.health import read_history
+from streamstill.training.health_vitals import START
 from streamstill.types import Clip, ClipRequest
 from tests.recipes import tiny
 from tests.recipes.tiny import QUICKSTART, as_flags, command, files, read, saved_student, streamstill
@@ -69,7 +72,7 @@ def test_the_report_has_the_promised_shape(finished: Path) -> None:
     assert set(report) == {"metrics", "seconds", "environment"}
     assert list(report["metrics"]) == sorted(("teacher", "base", "warm", "student"))
     for row in report["metrics"].values():
-        assert set(row) == {"physics_error", "dynamic_degree", "prompt_obedience", "sharpness"} == set(METRICS)
+        assert {"physics_error", "dynamic_degree", "prompt_obedience", "sharpness"} < set(row) == set(METRICS)
         for value in row.values():
             assert set(value) == {"mean", "low", "high", "n"}
             assert value["n"] == 0 or value["low"] <= value["mean"] <= value["high"]
@@ -122,12 +125,34 @@ def test_a_size_that_does_not_fit_is_refused_before_anything_is_written(tmp_path
 
 
 def test_held_out_prompts_and_seeds_were_not_taught(finished: Path, base: Path) -> None:
-    taught = ClipStore.open(finished / "collect" / "cache").find()
+    taught = ClipStore.open(finished / "collect" / "cache").find()  # and what AFD is watched on
     asked = held_out(tiny.quickstart(base))
-    assert (len(taught), len(asked)) == (8, 6)
+    assert (len(taught), len(asked)) == (8 + 2, 6)
     assert not {request.prompt for request in asked} & {entry.request.prompt for entry in taught}
     assert not {request.seed for request in asked} & {entry.request.seed for entry in taught}
     assert held_out(tiny.quickstart(base)) == asked
+
+
+def test_afd_is_watched_on_prompts_that_nobody_learns_from(finished: Path, base: Path) -> None:
+    config = tiny.quickstart(base)
+    own, judged_on = watched(config), {request.prompt for request in held_out(config)}
+    kept = {(entry.request.prompt, entry.request.seed) for entry in ClipStore.open(finished / "collect/cache").find()}
+    assert len({request.prompt for request in own}) == 2
+    assert {(request.prompt, request.seed) for request in own} <= kept
+    taught = {prompt for prompt, seed in kept if seed < config.clips_per_prompt}
+    assert len(taught) == 4
+    assert not {request.prompt for request in own} & (taught | judged_on)
+    start, after = read_history(finished / "afd" / "health.jsonl")
+    assert (start.step, after.step) == (START, 1)
+    assert after.distance_to_start is not None
+    assert after.distance_to_start > 0
+    assert not (finished / "warm" / "health.jsonl").exists()
+
+
+def test_the_health_of_afd_is_told_at_its_end_and_again(finished: Path, base: Path) -> None:
+    said = io.StringIO()
+    run_quickstart(tiny.quickstart(base), finished, Console(file=said, width=200))
+    assert "  health: no alarm in 1 checkup\n" in said.getvalue()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ")

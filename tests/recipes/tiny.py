@@ -27,6 +27,7 @@ QUICKSTART = [
     "warm.adversary.rollouts_per_prompt=2",
     "prompts_per_update=2",
     "held_out_clips=6",
+    "watched_prompts=2",
 ]
 FOLDER = [*SMALL, "geometry.width=32", *AFD, "warm_steps=3", "batch=2"]
 BASE = [*SMALL, "steps=3", "batch=2", "prompts=8"]

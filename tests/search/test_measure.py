@@ -165,7 +165,7 @@ def test_the_random_numbers_of_the_caller_are_not_touched() -> None:
     assert torch.equal(torch.randn(3), expected)
 
 
-@pytest.mark.parametrize("target", ["executorch", "coreml-table", "cuda:7", ""])
+@pytest.mark.parametrize("target", ["coreml", "cuda:7", ""])
 def test_an_unknown_target_is_answered_with_those_there_are(target: str) -> None:
     with pytest.raises(ValueError, match=f"unknown target '{target}': choose one of {', '.join(TARGETS)}"):
         measured(target=target)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from streamstill.codec.text import WordEncoder
 from streamstill.flow.times import Sampling
 from streamstill.student.presets import preset
 from streamstill.student.sandwich import SandwichConfig
@@ -165,6 +166,7 @@ def test_a_fingerprint_tells_weights_apart_and_nothing_else() -> None:
     student = tiny_student(seed=1)
     larger = student.resized(Geometry(frames=8, height=32, width=32, fps=8))
     assert student.fingerprint == tiny_student(seed=1).fingerprint == larger.fingerprint
+    assert isinstance(larger.text, WordEncoder)
     with torch.no_grad():
         larger.text.positions[0, 0] += 1e-6
     assert len({student.fingerprint, larger.fingerprint, tiny_student(seed=2).fingerprint}) == 3

@@ -88,9 +88,9 @@ def test_of_two_writers_that_race_the_first_counts(tmp_path: Path, monkeypatch: 
     late = Answer(teacher="noise", request=question(0), clip=replace(noise(question(0)), provenance={"late": "yes"}))
     append = loser._append
 
-    def append_late(table: object) -> None:
+    def append_late(table: object) -> Any:
         winner.add([answer(0)])
-        append(table)
+        return append(table)
 
     monkeypatch.setattr(loser, "_append", append_late)  # the winner commits between the loser's look and his write
     loser.add([late, answer(1)])
@@ -126,8 +126,25 @@ def test_listing_reads_no_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     store = ClipStore.open(tmp_path / "clips")
     assert len(store) == len(store.keys()) == len(store.find()) == 3
     assert key(1) in store
-    assert len(listed) == 1
-    assert "pixels" not in listed[0]
+    assert listed[0] == ["key"]
+    assert len(listed) == 2
+    assert "pixels" not in listed[1]
+
+
+def test_many_are_read_at_once_in_the_order_that_was_asked(tmp_path: Path) -> None:
+    store, reader = ClipStore.open(tmp_path / "clips"), ClipStore.open(tmp_path / "clips")
+    store.add([answer(seed, size=8 + seed) for seed in range(5)])
+    wanted = [3, 0, 3, 4]
+    read = reader.get_many([key(seed, size=8 + seed) for seed in wanted])
+    assert [same(clip, noise(question(seed, size=8 + seed))) for clip, seed in zip(read, wanted, strict=True)] == [
+        True
+    ] * 4
+    assert reader.get_many([]) == []
+    with pytest.raises(KeyError, match="has no clip"):
+        reader.get_many([key(0, size=8), key(9)])
+    store.compact(older_than=timedelta(0))
+    (again,) = reader.get_many([key(4, size=12)])
+    assert same(again, noise(question(4, size=12)))
 
 
 def test_a_clip_that_is_not_there(tmp_path: Path) -> None:
@@ -209,6 +226,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
     store.add([answer(seed) for seed in range(there)])
     with monkeypatch.context() as patch:
         patch.setattr("lance.write_dataset", fail)
+        patch.setattr("lance.fragment.write_fragments", fail)
         with pytest.raises(OSError, match="the disk is full; what was there before is safe: free some space") as raised:
             store.add([answer(seed) for seed in range(10)])
     assert raised.value.errno == 28

@@ -97,3 +97,29 @@ def test_writers_that_start_at_once_share_one_store(tmp_path: Path) -> None:
     assert sorted(store.keys()) == sorted(key(seed) for seed in range(len(store)))
     assert len(store) >= 40
     assert all(same(store.get(key(seed)), noise(question(seed, size=48))) for seed in range(len(store)))
+
+
+# Waits for a moment and then makes the store, or appends to it, with the one clip of its number.
+STARTER = """
+import sys, time
+from pathlib import Path
+from streamstill.teachers import Answer, ClipStore
+from tests.teachers.fakes import noise, question
+import lance
+request = question(int(sys.argv[2]), size=48)
+answer = Answer(teacher="noise", request=request, clip=noise(request))
+for moment in range(4):
+    store = ClipStore.open(Path(sys.argv[1]) / str(moment))
+    time.sleep(max(0.0, float(sys.argv[3]) + 0.3 * moment - time.time()))
+    store.add([answer])
+"""
+
+
+@pytest.mark.slow
+def test_of_those_who_make_a_store_at_the_same_moment_nobody_loses_a_clip(tmp_path: Path) -> None:
+    start = str(time.time() + 3.0)
+    starters = [subprocess.Popen([sys.executable, "-c", STARTER, str(tmp_path), str(seed), start]) for seed in range(4)]
+    assert [starter.wait() for starter in starters] == [0] * 4
+    for moment in range(4):
+        store = ClipStore.open(tmp_path / str(moment))
+        assert sorted(store.keys()) == sorted(key(seed) for seed in range(4))

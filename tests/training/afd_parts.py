@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from streamstill.student.network import Network
 from streamstill.testing import tiny_student
 from streamstill.training.batches import PromptGroup, prompt_batches
-from streamstill.training.discriminator import Blindfold, MotionDiscriminator
+from streamstill.training.discriminators.blindfold import Blindfold
+from streamstill.training.discriminators.motion import MotionDiscriminator
 from streamstill.training.objectives.adversary import AdversaryConfig
 from streamstill.training.objectives.afd import AdversarialFlowDistillation, AfdConfig
 from streamstill.training.optim import OptimConfig
@@ -50,6 +52,12 @@ def afd(judge: nn.Module | None = None, **changes: Any) -> AdversarialFlowDistil
     """The objective on a fresh tiny student; without a judge, the real discriminator."""
     torch.manual_seed(1)
     return AdversarialFlowDistillation(tiny_student(), judge or MotionDiscriminator(16), replace(CONFIG, **changes))
+
+
+def lagged(objective: AdversarialFlowDistillation) -> Network:
+    """The copy that lags behind the student."""
+    with objective.policies.old() as network:
+        return network
 
 
 def group(step: int = 0) -> PromptGroup:

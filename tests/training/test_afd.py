@@ -1,11 +1,15 @@
 """One turn of AFD: who rolls out, what the discriminator sees, what the student is told."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from streamstill.streaming.rollout import rollout
-from streamstill.training.discriminator import Blindfold
+from streamstill.student.network import Network
+from streamstill.training.discriminators.blindfold import Blindfold
 from streamstill.training.objectives.adversary import AdversaryConfig, Comparison
 from streamstill.training.objectives.afd import (
     AdversarialFlowDistillation,
@@ -14,7 +18,19 @@ from streamstill.training.objectives.afd import (
     Verdict,
     negative_aware_error,
 )
-from tests.training.afd_parts import ADVERSARY, ROLLOUTS, Brightness, Indifferent, afd, dice, disturb, group, weights
+from streamstill.training.policies import OldSchedule
+from tests.training.afd_parts import (
+    ADVERSARY,
+    ROLLOUTS,
+    Brightness,
+    Indifferent,
+    afd,
+    dice,
+    disturb,
+    group,
+    lagged,
+    weights,
+)
 
 OPEN_EYES = AdversaryConfig(rollouts_per_prompt=3, blindfold=Blindfold(blur=1, stride=1, noise=0))
 
@@ -45,7 +61,7 @@ def test_the_lagged_copy_makes_the_rollouts() -> None:
             sampling=objective.adversary.sampling,
             generator=dice(),
         )
-        for name, network in (("old", objective.old), ("student", objective.student.network))
+        for name, network in (("old", lagged(objective)), ("student", objective.student.network))
     }
     assert torch.equal(made.flatten(0, 1), by_whom["old"])
     assert not torch.allclose(by_whom["student"], by_whom["old"])
@@ -54,24 +70,42 @@ def test_the_lagged_copy_makes_the_rollouts() -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
 def test_the_lagged_copy_follows_by_exactly_its_decay(decay: float) -> None:
-    objective = afd(old_decay=decay)
+    objective = afd(old=OldSchedule(decay=decay))
     disturb(objective.student.network, seed=5)
-    old, new, turn = weights(objective.old), weights(objective.student.network), objective.begin(group(), 0, dice())
+    old, new = weights(lagged(objective)), weights(objective.student.network)
+    turn = objective.begin(group(), 0, dice())
     metrics = objective.end(turn, 0)
-    torch.testing.assert_close(weights(objective.old), decay * old + (1 - decay) * new)
+    torch.testing.assert_close(weights(lagged(objective)), decay * old + (1 - decay) * new)
     assert metrics["distance_to_old"] == pytest.approx((new - old).norm().item(), rel=1e-4)
     assert torch.equal(weights(objective.student.network), new)
 
 
 def test_the_start_is_neither_moved_nor_learnt() -> None:
-    objective = afd()
-    before = weights(objective.start)
+    objective = afd(prior=0.1)
+    start = objective.memory["start"]
+    before = weights(start)
     disturb(objective.student.network, seed=5)
     objective.end(objective.begin(group(), 0, dice()), 0)
-    assert torch.equal(weights(objective.start), before)
-    frozen = [*objective.start.parameters(), *objective.old.parameters()]
+    assert torch.equal(weights(start), before)
+    frozen = [*start.parameters(), *lagged(objective).parameters()]
     assert not any(parameter.requires_grad for parameter in frozen)
-    assert set(objective.memory) == {"old", "start"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [({}, {"old"}), ({"prior": 0.1}, {"old", "start"}), ({"rollouts": "start"}, {"old", "start"})],
+)
+def test_the_start_is_kept_only_where_it_is_asked_for(changes: dict[str, Any], kept: set[str]) -> None:
+    assert set(afd(**changes).memory) == kept
+
+
+def test_what_the_judges_average_remembers_survives_too() -> None:
+    objective = afd(adversary=replace(ADVERSARY, ema_decay=0.9))
+    assert set(objective.memory) == {"judge", "old"}
+    before = weights(objective.memory["judge"])
+    disturb(objective.adversary.discriminator, seed=5)
+    objective.end(objective.begin(group(), 0, dice()), 0)
+    assert not torch.equal(weights(objective.memory["judge"]), before)
 
 
 def test_the_discriminator_moves_first() -> None:
@@ -84,9 +118,9 @@ def test_the_student_rests_while_the_discriminator_warms_up(step: int, rests: bo
     turn = objective.begin(group(), step, dice())
     assert (verdicts(objective, turn) == []) is rests
     disturb(objective.student.network, seed=5)
-    before = weights(objective.old)
+    before = weights(lagged(objective))
     metrics = objective.end(turn, step)
-    assert torch.equal(weights(objective.old), before) is rests
+    assert torch.equal(weights(lagged(objective)), before) is rests
     assert (not metrics) is rests
     assert comparison(objective, turn).prompts == turn.round.prompts
 
@@ -132,7 +166,7 @@ def test_a_rollout_keeps_its_reward_noise_and_prompt_through_the_shuffle() -> No
         for row, prompt in enumerate(verdict.prompts):
             (index,) = [i for i in range(6) if torch.equal(verdict.rollouts_BFCHW[row], rollouts[i])]
             assert prompt == prompts[index]
-            assert float(verdict.reward_B[row]) == pytest.approx(float(expected_B[index]), abs=1e-3)
+            assert float(verdict.reward_BK[row]) == pytest.approx(float(expected_B[index]), abs=1e-3)
             order.append(index)
     assert sorted(order) == list(range(6))
     assert order != sorted(order)
@@ -140,7 +174,7 @@ def test_a_rollout_keeps_its_reward_noise_and_prompt_through_the_shuffle() -> No
 
 def test_rewards_of_a_turn_average_one_half() -> None:
     objective = afd()
-    rewards = torch.cat([v.reward_B for v in verdicts(objective, objective.begin(group(), 0, dice()))])
+    rewards = torch.cat([v.reward_BK for v in verdicts(objective, objective.begin(group(), 0, dice()))])
     assert float(rewards.mean()) == pytest.approx(0.5, abs=1e-5)
     assert rewards.std() > 0.05
 
@@ -157,8 +191,13 @@ def test_noise_levels_are_the_samplers_own_and_all_of_them() -> None:
 
 def streamed(objective: AdversarialFlowDistillation, which: str, x_t: Tensor, verdict: Verdict) -> Tensor:
     """Velocities by the definition: chunk by chunk, after the rollout's own clean chunks."""
-    network = {"student": objective.student.network, "old": objective.old, "start": objective.start}[which]
     text_BLD = objective.student.encode_prompts(verdict.prompts)
+    policies = objective.policies
+    with {"student": policies.student, "old": policies.old, "start": policies.start}[which]() as network:
+        return streamed_by(network, x_t, verdict, text_BLD)
+
+
+def streamed_by(network: Network, x_t: Tensor, verdict: Verdict, text_BLD: Tensor) -> Tensor:
     state, velocities = network.initial_state(x_t.shape[0], 4, 4, like=x_t), []
     for k in range(verdict.t_BK.shape[1]):
         here = slice(2 * k, 2 * k + 2)
@@ -172,17 +211,23 @@ def streamed(objective: AdversarialFlowDistillation, which: str, x_t: Tensor, ve
 def test_the_students_loss_is_equations_4_and_5_given_the_rollouts_own_past(prior: float) -> None:
     objective = afd(prior=prior, beta=0.5)
     disturb(objective.student.network, seed=5)
-    disturb(objective.old, seed=6)
+    disturb(lagged(objective), seed=6)
     verdict = verdicts(objective, objective.begin(group(), 0, dice()))[0]
     t = verdict.t_BK.repeat_interleave(2, dim=1)[..., None, None, None]
     clean = verdict.rollouts_BFCHW
     x_t = (1 - t) * clean + t * verdict.noise_BFCHW
-    velocity = {which: streamed(objective, which, x_t, verdict) for which in ("student", "old", "start")}
+    velocity = {
+        which: streamed(objective, which, x_t, verdict)
+        for which in ("student", "old", "start")
+        if prior or which != "start"
+    }
     estimates = (x_t - t * velocity["student"], x_t - t * velocity["old"], clean)
-    error_B = negative_aware_error(*estimates, verdict.reward_B, beta=0.5, self_normalise=False)
-    drift = (velocity["student"] - velocity["start"]).square().mean()
+    error_B = negative_aware_error(*estimates, verdict.reward_BK[:, 0], beta=0.5, self_normalise=False)
+    expected = error_B.mean()
+    if prior:
+        expected = expected + prior * (velocity["student"] - velocity["start"]).square().mean()
     loss = objective.loss("student", verdict)
-    torch.testing.assert_close(loss.value, error_B.mean() + prior * drift, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(loss.value, expected, rtol=1e-4, atol=1e-6)
     assert ("drift_from_start" in loss.metrics) is (prior > 0)
 
 
@@ -192,7 +237,7 @@ def test_the_students_turn_gives_gradients_to_its_network_alone() -> None:
     (verdict, *_) = verdicts(objective, objective.begin(group(), 0, dice()))
     objective.loss("student", verdict).value.backward()
     assert all(parameter.grad is not None for parameter in objective.student.network.parameters())
-    others = (objective.student.text, objective.adversary.discriminator, objective.old, objective.start)
+    others = (objective.student.text, objective.adversary.discriminator, *objective.memory.values())
     assert all(parameter.grad is None for module in others for parameter in module.parameters())
 
 
@@ -200,7 +245,7 @@ def test_the_discriminators_turn_gives_gradients_to_it_alone() -> None:
     objective = afd()
     objective.loss("discriminator", comparison(objective, objective.begin(group(), 0, dice()))).value.backward()
     assert any(parameter.grad is not None for parameter in objective.adversary.discriminator.parameters())
-    assert all(p.grad is None for module in (objective.student, objective.old) for p in module.parameters())
+    assert all(p.grad is None for module in (objective.student, lagged(objective)) for p in module.parameters())
 
 
 def test_the_discriminators_numbers_are_those_of_the_pairs() -> None:
@@ -216,7 +261,7 @@ def test_the_discriminators_numbers_are_those_of_the_pairs() -> None:
 def test_an_indifferent_judge_gives_no_gradient() -> None:
     objective = afd(Indifferent())
     for verdict in verdicts(objective, objective.begin(group(), 0, dice())):
-        assert torch.equal(verdict.reward_B, torch.full((len(verdict.prompts),), 0.5))
+        assert torch.equal(verdict.reward_BK, torch.full((len(verdict.prompts), 1), 0.5))
         objective.loss("student", verdict).value.backward()
     gradients = [p.grad for p in objective.student.network.parameters() if p.grad is not None]
     assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-6
@@ -227,20 +272,22 @@ def test_another_comparison_can_be_given() -> None:
     objective = afd()
     objective.compare = torch.zeros_like
     turn = objective.begin(group(), 0, dice())
-    assert all((verdict.reward_B == 0.5).all() for verdict in verdicts(objective, turn))
+    assert all((verdict.reward_BK == 0.5).all() for verdict in verdicts(objective, turn))
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"beta": 0.0}, "beta must be positive"),
-        ({"old_decay": 1.0}, r"old_decay must lie in \[0, 1\)"),
+        ({"prior": -0.1}, "prior must not be negative, got -0.1"),
+        ({"credit": "frame"}, "unknown credit 'frame': choose one of clip, chunk"),
+        ({"rollouts": "student"}, "unknown maker of rollouts 'student': choose one of old, start"),
         ({"micro_batch": 0}, "micro_batch must be at least 1"),
     ],
 )
-def test_numbers_that_mean_nothing_are_refused(changes: dict[str, float], said: str) -> None:
+def test_numbers_that_mean_nothing_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        AfdConfig(**changes)  # type: ignore[arg-type]
+        AfdConfig(**changes)
 
 
 def test_a_single_rollout_per_prompt_has_nothing_to_be_compared_with() -> None:

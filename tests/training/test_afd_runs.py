@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from streamstill.training.batches import PromptGroup
-from streamstill.training.discriminator import Blindfold, MotionDiscriminator
+from streamstill.training.discriminators.blindfold import Blindfold
+from streamstill.training.discriminators.motion import MotionDiscriminator
 from streamstill.training.objectives.adversary import Adversary
 from streamstill.training.objectives.afd import AdversarialFlowDistillation
 from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from streamstill.training.objectives.together import Together
+from streamstill.training.policies import OldSchedule
 from streamstill.training.trainer import Trainer, TrainerConfig
-from tests.training.afd_parts import ADVERSARY, BY_HEART, Brightness, Indifferent, afd, dice, group, weights
+from tests.training.afd_parts import ADVERSARY, BY_HEART, Brightness, Indifferent, afd, dice, group, lagged, weights
 from tests.training.clips import examples
 
 STEPS = 3
@@ -48,8 +50,11 @@ def test_afd_stopped_and_resumed_equals_never_stopped(tmp_path: Path, never_stop
 
 def test_a_finished_run_gives_its_networks_back(never_stopped: Path) -> None:
     """A fresh objective on the folder of a finished run holds all four networks as they were."""
-    again, fresh = run_afd(never_stopped), afd()
-    networks = [(o.student.network, o.adversary.discriminator, o.old, o.start, o.student.text) for o in (again, fresh)]
+    again, fresh = run_afd(never_stopped), afd(prior=0.1)
+    networks = [
+        (o.student.network, o.adversary.discriminator, *(o.memory[name] for name in ("old", "start")), o.student.text)
+        for o in (again, fresh)
+    ]
     changed = [not torch.equal(weights(a), weights(b)) for a, b in zip(*networks, strict=True)]
     assert changed == [True, True, True, False, False]
 
@@ -57,22 +62,23 @@ def test_a_finished_run_gives_its_networks_back(never_stopped: Path) -> None:
 def test_in_the_warm_up_only_the_discriminator_changes(tmp_path: Path) -> None:
     objective, fresh = run_afd(tmp_path, steps=1), afd()
     assert torch.equal(weights(objective.student), weights(fresh.student))
-    assert torch.equal(weights(objective.old), weights(fresh.old))
+    assert torch.equal(weights(lagged(objective)), weights(lagged(fresh)))
     assert not torch.equal(weights(objective.adversary.discriminator), weights(fresh.adversary.discriminator))
 
 
 def test_the_rollouts_lag_behind_the_student_by_its_decay(tmp_path: Path) -> None:
     """After one update from equal copies: old = decay * start + (1 - decay) * student."""
-    objective = run_afd(tmp_path, steps=2, old_decay=0.75)
-    expected = 0.75 * weights(objective.start) + 0.25 * weights(objective.student.network)
-    torch.testing.assert_close(weights(objective.old), expected)
+    objective = run_afd(tmp_path, steps=2, old=OldSchedule(decay=0.75))
+    expected = 0.75 * weights(objective.memory["start"]) + 0.25 * weights(objective.student.network)
+    torch.testing.assert_close(weights(lagged(objective)), expected)
 
 
 def test_an_indifferent_judge_moves_no_weight(tmp_path: Path) -> None:
     """Reward 1/2 for all: the two regressions cancel exactly where the student equals its lagged copy."""
     objective = afd(Indifferent(), adversary=replace(ADVERSARY, optim=BY_HEART))
+    start = weights(objective.student.network)
     Trainer(objective, group, TrainerConfig(steps=2), tmp_path).run()
-    moved = weights(objective.student.network) - weights(objective.start)
+    moved = weights(objective.student.network) - start
     assert moved.abs().max() == 0
 
 

@@ -1,6 +1,7 @@
 """Batches: fair, paired by prompt, and a function of the step alone."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import torch
 
 from streamstill.codec.patch import PatchCodec
 from streamstill.codec.video import to_frames
+from streamstill.teachers.encoded import Encoded, EncodedStore
 from streamstill.testing import TINY, FakeTeacher
 from streamstill.training.batches import (
     Examples,
+    StoredExamples,
     encode_clip,
     encode_clips,
     example_batches,
@@ -135,3 +138,32 @@ def test_encoded_clips_decode_to_the_clips() -> None:
     for row, clip in enumerate(clips):
         assert torch.equal(encoded.latents_BFCHW[row], encode_clip(clip, codec))
         assert np.array_equal(to_frames(codec.decode(encoded.latents_BFCHW[row : row + 1])[0][0]), clip.frames_FCHW)
+
+
+def stored(folder: Path, *frames: int) -> EncodedStore:
+    """One clip for each number of frames, whose latents and prompt say which it is."""
+    store = EncodedStore.open(folder)
+    requests = [
+        ClipRequest(prompt=str(seed), seed=seed, frames=n, height=4, width=4, fps=8) for seed, n in enumerate(frames)
+    ]
+    clips = [
+        Encoded(teacher="t", request=one, latents_FCHW=torch.full((1, 1, 1, 1), float(one.seed))) for one in requests
+    ]
+    store.add(clips, codec=PatchCodec(frames=1))
+    return store
+
+
+def test_stored_examples_are_read_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
+    store = stored(tmp_path, 3, 3, 3)
+    rows = StoredExamples(store, store.find())
+    chosen = rows[[2, 0, 2]]
+    assert rows.prompts == ("0", "1", "2")
+    assert chosen.prompts == ("2", "0", "2")
+    assert chosen.latents_BFCHW.flatten().tolist() == [2.0, 0.0, 2.0]
+
+
+def test_stored_examples_of_several_sizes_make_no_batch(tmp_path: Path) -> None:
+    store = stored(tmp_path, 3, 4)
+    with pytest.raises(ValueError, match="the encoded clips have 2 sizes; choose those of one size"):
+        StoredExamples(store, store.find())
+    assert StoredExamples(store, store.find()[1:])[[0]].latents_BFCHW.item() == 1.0

@@ -15,7 +15,7 @@ from streamstill.streaming.rollout import rollout
 from streamstill.student.sandwich import SandwichConfig
 from streamstill.student.student import Student, build_student
 from streamstill.testing import tiny_student, tiny_wan_student
-from streamstill.training.discriminator import MotionDiscriminator
+from streamstill.training.discriminators.motion import MotionDiscriminator
 from streamstill.training.objectives.afd import AdversarialFlowDistillation
 from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from streamstill.training.optim import OptimConfig
@@ -61,7 +61,8 @@ def test_flow_matching_lowers_the_loss_on_one_batch(family: Family, tmp_path: Pa
 def test_a_step_of_afd_moves_the_network_the_copy_that_lags_and_the_judge(family: Family, tmp_path: Path) -> None:
     torch.manual_seed(1)
     objective = AdversarialFlowDistillation(family(), MotionDiscriminator(16), replace(CONFIG, prior=0.1))
-    parts = (objective.student.network, objective.old, objective.adversary.discriminator, objective.start)
+    memory, judge = objective.memory, objective.adversary.discriminator
+    parts = (objective.student.network, memory["old"], judge, memory["start"])
     before = [weights(part) for part in parts]
     Trainer(objective, group, TrainerConfig(steps=1), tmp_path).run()
     changed = [not torch.equal(weights(part), was) for part, was in zip(parts, before, strict=True)]

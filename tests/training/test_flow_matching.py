@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from streamstill.codec.text import WordEncoder
 from streamstill.flow.times import shifted, training_times
 from streamstill.testing import TINY, tiny_student
 from streamstill.training.batches import Examples, encode_clips
@@ -158,6 +159,7 @@ def test_network_and_text_encoder_both_learn_from_hidden_prompts() -> None:
     hidden = torch.ones(6, dtype=torch.bool)
     objective.loss("student", NoisedExamples(micro.examples, micro.noise_BFCHW, micro.t_BK, hidden)).value.backward()
     assert [name for name, p in objective.student.named_parameters() if p.grad is None] == []
+    assert isinstance(objective.student.text, WordEncoder)
     assert objective.student.text.positions.grad is not None
     assert objective.student.text.positions.grad.abs().sum() > 0
 

@@ -20,7 +20,8 @@ from streamstill.worlds import (
     prompts,
     track,
 )
-from streamstill.worlds.judge import FREE_ACTIONS, WORST_ERROR
+from streamstill.worlds.grammar import all_actions
+from streamstill.worlds.judge import FREE_ACTIONS, WORST_ERROR, permanence, size_error
 from streamstill.worlds.palette import background
 from streamstill.worlds.staging import bodies_of
 
@@ -77,7 +78,16 @@ def test_an_empty_stage_shows_no_body() -> None:
     frames = np.repeat(background("dark", 32, 32).transpose(2, 0, 1)[None], 16, axis=0)
     clip = Clip(frames_FCHW=np.ascontiguousarray(frames), fps=8.0)
     assert not track(clip, parse(request.prompt)).visible_F.any()
-    assert judge(clip, request) == {"physics_error": WORST_ERROR, "dynamic_degree": 0.0, "prompt_obedience": 0.0}
+    values = judge(clip, request)
+    assert {name: value for name, value in values.items() if not math.isnan(value)} == {
+        "physics_error": WORST_ERROR,
+        "permanence": 0.0,
+        "dynamic_degree": 0.0,
+        "prompt_obedience": 0.0,
+    }
+    assert set(values) - {name for name, value in values.items() if not math.isnan(value)} == {
+        *("restitution_error", "energy_error", "momentum_error", "size_error")
+    }
 
 
 def test_real_clips_are_right_and_loose_ones_are_not() -> None:
@@ -87,6 +97,9 @@ def test_real_clips_are_right_and_loose_ones_are_not() -> None:
     assert loose["physics_error"] > 0.9
     assert real["prompt_obedience"] >= 0.97
     assert 0.8 < loose["dynamic_degree"] / real["dynamic_degree"] < 1.1
+    for seen in (real, loose):
+        assert seen["permanence"] == 1.0
+        assert seen["size_error"] < 0.02
 
 
 def test_every_real_scene_obeys_its_prompt() -> None:
@@ -165,3 +178,60 @@ def test_one_frame_can_be_judged() -> None:
 def test_only_flight_is_judged_by_gravity() -> None:
     request = ask("a purple pendulum swings")
     assert math.isnan(judge(World().render(request), request)["physics_error"])
+
+
+def weighing(masses: list[float]) -> Track:
+    """A body in the middle with these seen areas; it is visible from a quarter on."""
+    mass_F = np.array(masses)
+    place_F2 = np.where(mass_F[:, None] >= 0.25, 0.5, np.nan) * np.ones((len(masses), 2))
+    return replace(seen_at(place_F2), mass_F=mass_F)
+
+
+@pytest.mark.parametrize(
+    ("masses", "share"),
+    [
+        ([1.0] * 6, 1.0),
+        ([1.0, 1.0, 0.0, 0.0, 1.0], 0.5),  # gone for two of the four frames after the first
+        ([0.0, 0.0, 1.0, 1.0, 1.0], 1.0),  # what comes late is right from then on
+        ([1.6] * 5, 1.0),  # a wrong size that stays is size_error's business
+        ([1.0, 1.0, 1.0, 2.0, 0.5, 1.2], 3 / 5),
+        ([1.0, 0.0, 0.0], 0.0),
+        ([0.0] * 4, 0.0),
+    ],
+)
+def test_permanence_of_known_masses(masses: list[float], share: float) -> None:
+    assert permanence(weighing(masses)) == pytest.approx(share)
+
+
+def test_permanence_needs_a_frame_after_the_first_sight() -> None:
+    assert math.isnan(permanence(weighing([1.0])))
+    assert math.isnan(permanence(weighing([0.0, 1.0])))
+
+
+def test_size_error_of_known_masses() -> None:
+    assert size_error(weighing([1.0] * 4)) == 0
+    assert size_error(weighing([1.2, 0.8, 1.5, 0.5])) == pytest.approx(0.35)
+    assert size_error(weighing([1.2, 0.0, 0.8])) == pytest.approx(0.2)  # hidden frames have no size
+    assert math.isnan(size_error(weighing([0.0, 0.1])))
+
+
+def test_a_body_of_another_size_is_as_wrong_as_its_area() -> None:
+    clip = World().render(ask("a large red ball is dropped"))
+    assert judge(clip, "a red ball is dropped")["size_error"] == pytest.approx((0.17 / 0.13) ** 2 - 1, abs=0.05)
+
+
+def test_a_body_that_flickers_is_not_permanent() -> None:
+    clip = World().render(ask("a red ball is dropped"))
+    frames = clip.frames_FCHW.copy()
+    frames[3::4] = background("dark", 32, 32).transpose(2, 0, 1)
+    values = judge(replace(clip, frames_FCHW=frames), "a red ball is dropped")
+    assert values["permanence"] == pytest.approx(11 / 15)
+    assert values["size_error"] < 0.02
+
+
+@pytest.mark.parametrize("action", all_actions())
+def test_what_is_real_stays(action: str) -> None:
+    for seed, prompt in enumerate(prompts(6, 24, actions=(action,))):
+        seen = track(World().render(ask(prompt, seed)), parse(prompt))
+        assert permanence(seen) == 1.0
+        assert size_error(seen) < 0.05

@@ -111,3 +111,23 @@ def test_loose_clips_are_followed_too() -> None:
         seen = track(LooseWorld().render(request), parse(prompt))
         place = LooseWorld().truth(request).position_FN2[:, 0]
         assert np.abs(seen.centroid_F2 - place).max() * 32 < 0.15
+
+
+@pytest.mark.parametrize(("side", "median", "most"), [(32, 0.01, 0.05), (64, 0.01, 0.05)])
+def test_the_error_of_the_tracker_is_as_the_page_says(side: int, median: float, most: float) -> None:
+    """In pixels, for the quickstart's corner of the world: medium balls on a dark stage, dropped or thrown."""
+    corner = prompts(
+        40,
+        44,
+        actions=("drop", "throw left", "throw right"),
+        shapes=("ball",),
+        sizes=("medium",),
+        backgrounds=("dark",),
+    )
+    errors = []
+    for seed, prompt in enumerate(corner):
+        request = ClipRequest(prompt=prompt, seed=seed, frames=16, height=side, width=side, fps=8.0)
+        seen = track(World().render(request), parse(prompt))
+        errors.append(np.linalg.norm(seen.centroid_F2 - World().truth(request).position_FN2[:, 0], axis=1) * side)
+    assert 0 < np.median(errors) < median
+    assert np.max(errors) < most

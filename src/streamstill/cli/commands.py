@@ -1,24 +1,34 @@
 """What the commands do, once their words are parsed."""
 
-import re
 from pathlib import Path
 
 from rich.console import Console
 
+from streamstill.cli.collect import Asked
+from streamstill.cli.collect import parse_size as parse_size
 from streamstill.config import require_one_of, with_overrides
-from streamstill.recipes import Base, Folder, Quickstart, run_base, run_folder, run_quickstart
+from streamstill.recipes import (
+    Base,
+    Folder,
+    Knowledge,
+    Quickstart,
+    run_base,
+    run_folder,
+    run_knowledge,
+    run_quickstart,
+)
 from streamstill.recipes.base import world_prompts
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import averaged, collect_clips, train
 from streamstill.recipes.training import Training, taught
 from streamstill.student.student import Student
 from streamstill.teachers import FolderTeacher, Teacher, WorldTeacher
+from streamstill.teachers.plugins import known_teachers
 from streamstill.training.metric_log import TensorBoardTracker
-from streamstill.types import ClipRequest, Geometry
+from streamstill.training.objectives.afd import AdversarialFlowDistillation
 from streamstill.worlds import LooseWorld, World
 
-RECIPES = ("quickstart", "folder", "base")
-_SIZE = re.compile(r"(\d+)x(\d+)x(\d+)@(\d+(?:\.\d+)?)")
+RECIPES = ("quickstart", "folder", "base", "kd")
 
 
 def run_recipe(recipe: str, out: Path | None, clips: Path | None, overrides: list[str], console: Console) -> None:
@@ -37,6 +47,9 @@ def run_recipe(recipe: str, out: Path | None, clips: Path | None, overrides: lis
     elif recipe == "base":
         run_base(with_overrides(Base(), overrides), out, console)
         prompt = "A red ball is dropped."
+    elif recipe == "kd":
+        _next(console, _distil_knowledge(with_overrides(Knowledge(), overrides), out, console))
+        return
     else:
         assert clips is not None
         run_folder(with_overrides(Folder(), overrides), clips, out, console)
@@ -44,20 +57,18 @@ def run_recipe(recipe: str, out: Path | None, clips: Path | None, overrides: lis
     _next(console, f'streamstill stream {out / "student"} --prompt "{prompt}"')
 
 
-def collect_answers(
-    teacher: str, cache: Path, prompts: Path | None, count: int, size: str, seed: int, console: Console
-) -> None:
-    """``streamstill collect``."""
-    if count < 1:
-        raise ValueError(f"--count must be at least 1, got {count}")
-    geometry = parse_size(size)
-    who, own = _teacher(teacher)
-    asked = _read_prompts(prompts) if prompts else own
-    requests = [
-        ClipRequest.of(geometry, prompt=asked[i % len(asked)], seed=seed + i // len(asked)) for i in range(count)
-    ]
-    collect_clips(who, requests, cache, console)
-    _next(console, f"streamstill train STUDENT --cache {cache}")
+def _distil_knowledge(config: Knowledge, out: Path, console: Console) -> str:
+    """The command that shows the student in the mode that it has learnt."""
+    frames = run_knowledge(config, out, console).config.geometry.frames
+    whole = f" --whole --frames {frames} --steps {config.teacher_steps}" if config.learn.mode == "bidirectional" else ""
+    return f'streamstill stream {out / "student"} --prompt "A red ball is thrown to the left."{whole}'
+
+
+def collect_answers(found: Teacher | None, asked: Asked, console: Console) -> None:
+    """``streamstill collect`` for teachers on this machine; ``found`` is an installed one."""
+    who, own = _teacher(asked.teacher) if found is None else (found, list(getattr(found, "prompts", ())))
+    collect_clips(who, asked.requests(own), asked.cache, console)
+    _next(console, f"streamstill train STUDENT --cache {asked.cache}")
 
 
 def train_student(
@@ -79,19 +90,12 @@ def train_student(
     run = RunFolder.open(out, recipe="train", config=config, inputs={"cache": str(cache)})
     with run.stage("training") as folder:
         trainer = train(method, batches, settings, folder, console, title=config.objective, tracker=tracker)
+    if isinstance(method, AdversarialFlowDistillation):
+        method.policies.merged()
     averaged(trainer, "student", pupil if config.objective == "flow-matching" else pupil.network)
     pupil.eval().save_pretrained(out / "student")
     console.print(f"  student -> {out / 'student'}")
     _next(console, f'streamstill stream {out / "student"} --prompt "..."')
-
-
-def parse_size(size: str) -> Geometry:
-    """FRAMESxHEIGHTxWIDTH@FPS."""
-    match = _SIZE.fullmatch(size)
-    if match is None:
-        raise ValueError(f"cannot read the size {size!r}; write FRAMESxHEIGHTxWIDTH@FPS, for example 16x32x32@8")
-    frames, height, width = (int(match[i]) for i in (1, 2, 3))
-    return Geometry(frames=frames, height=height, width=width, fps=float(match[4]))
 
 
 def _teacher(given: str) -> tuple[Teacher, list[str]]:
@@ -101,18 +105,12 @@ def _teacher(given: str) -> tuple[Teacher, list[str]]:
     if given == "loose-world":
         return WorldTeacher(LooseWorld(), name="loose world"), world_prompts(100, seed=0)
     if not Path(given).is_dir():
-        raise ValueError(f"unknown teacher {given!r}: give world, loose-world or a folder of clips with captions")
+        raise ValueError(
+            f"unknown teacher {given!r}: give world, loose-world or a folder of clips with captions, api, "
+            f"or one of {', '.join(known_teachers())}"
+        )
     folder = FolderTeacher.open(Path(given))
     return folder, list(folder.prompts)
-
-
-def _read_prompts(path: Path) -> list[str]:
-    if not path.is_file():
-        raise ValueError(f"there is no prompt file {path}; write one prompt a line")
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"{path} has no prompt in it; write one prompt a line")
-    return prompts
 
 
 def _next(console: Console, command: str) -> None:

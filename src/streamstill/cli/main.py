@@ -2,10 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+
+from streamstill.cli.codec import codec_app
 
 app = typer.Typer(
     name="streamstill",
@@ -23,6 +25,12 @@ app.add_typer(
     help="Find the best layout that fits a device's time and memory.\n\nExample: `streamstill search measure`",
 )
 
+app.add_typer(
+    codec_app,
+    name="codec",
+    help="Train a video codec, or a light decoder for any.\n\nExample: `streamstill codec train --clips my_clips`",
+)
+
 CTRL_C = 130  # exit status
 
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; the default is runs/RECIPE.")]
@@ -33,7 +41,7 @@ Overrides = Annotated[
 
 @app.command()
 def distill(
-    recipe: Annotated[str, typer.Argument(help="quickstart, folder or base.")],
+    recipe: Annotated[str, typer.Argument(help="quickstart, folder, base or kd.")],
     out: Out = None,
     clips: Annotated[Path | None, typer.Option(help="Folder of clips with captions (recipe folder).")] = None,
     overrides: Overrides = None,
@@ -49,27 +57,97 @@ def distill(
 
 @app.command()
 def collect(
-    teacher: Annotated[str, typer.Argument(help="world, loose-world, or a folder of clips with captions.")],
-    cache: Annotated[Path, typer.Option(help="Folder of the teacher cache.")] = Path("runs/cache"),
+    teacher: Annotated[str, typer.Argument(help="world, loose-world, a folder of clips, api, or an installed one.")],
+    cache: Annotated[Path, typer.Option(help="Folder of the teacher cache, or s3://BUCKET/DIR.")] = Path("runs/cache"),
     prompts: Annotated[Path | None, typer.Option(help="Text file, a prompt a line; else the teacher's own.")] = None,
     count: Annotated[int, typer.Option(help="Number of clips.")] = 200,
     size: Annotated[str, typer.Option(help="FRAMESxHEIGHTxWIDTH@FPS.")] = "16x32x32@8",
     seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    config: Annotated[Path | None, typer.Option(help="JSON or TOML file that describes the service.")] = None,
+    overrides: Overrides = None,
+    concurrency: Annotated[int | None, typer.Option(help="Jobs of a service at once; 4 if not said.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Most calls to a service in a minute.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Most money for a service, in all runs on this cache.")] = None,
+    clips: Annotated[int | None, typer.Option(help="Most clips from a service, in all runs on this cache.")] = None,
+    poll_seconds: Annotated[float | None, typer.Option(help="Between two looks at a job; 5 if not said.")] = None,
+    jobs: Annotated[Path | None, typer.Option(help="Folder for the journal of a cache that is not on disk.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many and at what cost; ask nothing.")] = False,
+    retry_refused: Annotated[bool, typer.Option("--retry-refused", help="Ask again what was refused.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Pay again for what gave no clip.")] = False,
+    retry_unsure: Annotated[bool, typer.Option("--retry-unsure", help="Send again what may be paid already.")] = False,
 ) -> None:
     """Ask a teacher and keep every answer; asks nothing twice.
 
     Example: `streamstill collect world --count 200 --cache runs/cache`
     """
-    from streamstill.cli.commands import collect_answers
+    from streamstill.cli.collect import Asked, ends_to_retry
+    from streamstill.cli.collect import collect as ask
 
-    collect_answers(teacher, cache, prompts, count, size, seed, _console())
+    asked = Asked(
+        teacher=teacher,
+        cache=cache,
+        prompts=prompts,
+        count=count,
+        size=size,
+        seed=seed,
+        config=config,
+        overrides=tuple(overrides or []),
+        concurrency=concurrency,
+        rate=rate,
+        budget=budget,
+        clips=clips,
+        poll_seconds=poll_seconds,
+        jobs=jobs,
+        dry_run=dry_run,
+        retry=ends_to_retry(refused=retry_refused, failed=retry_failed, unsure=retry_unsure),
+    )
+    ask(asked, _console())
+
+
+@app.command()
+def encode(
+    cache: Annotated[Path, typer.Option(help="Folder of the teacher cache.")],
+    out: Annotated[Path, typer.Option(help="Folder for latents and embeddings.")],
+    student: Annotated[Path | None, typer.Option(help="Whose codec, text encoder and size are used.")] = None,
+    codec: Annotated[str | None, typer.Option(help="patch, a folder, or ORG/NAME/SUBFOLDER on a hub.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text encoder for --codec: a folder, or ORG/NAME.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Length of the embeddings of --text.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Only this teacher's clips.")] = None,
+    tile: Annotated[int | None, typer.Option(help="Encode in tiles of so many latents, for large pictures.")] = None,
+    weights: Annotated[
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="What --codec and --text work in.")
+    ] = "float32",
+    dtype: Annotated[Literal["float16", "float32"], typer.Option(help="What latents are kept in.")] = "float16",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Turn a cache into latents and embeddings, once; the same command goes on where it stopped.
+
+    Example: `streamstill encode --cache runs/cache --student runs/quickstart/student --out runs/encoded`
+    """
+    from streamstill.cli.encode import Asked
+    from streamstill.cli.encode import encode as encode_cache
+
+    asked = Asked(
+        cache=cache,
+        out=out,
+        student=student,
+        codec=codec,
+        text=text,
+        tokens=tokens,
+        teacher=teacher,
+        tile=tile,
+        weights=weights,
+        dtype=dtype,
+        device=device,
+    )
+    encode_cache(asked, _console())
 
 
 @app.command()
 def train(
     student: Annotated[Path, typer.Argument(help="Folder of the student to start from.")],
-    cache: Annotated[Path, typer.Option(help="Folder of the teacher cache.")] = Path("runs/cache"),
-    objective: Annotated[str, typer.Option(help="flow-matching or afd.")] = "flow-matching",
+    cache: Annotated[Path, typer.Option(help="Folder of the teacher cache, or of `encode`.")] = Path("runs/cache"),
+    objective: Annotated[str, typer.Option(help="flow-matching, afd, gan, dmd or reward-weighted.")] = "flow-matching",
     steps: Annotated[int, typer.Option(help="Steps in all.")] = 200,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
     track: Annotated[
@@ -159,13 +237,14 @@ def bench(
 @search_app.command("measure")
 def search_measure(
     name: Annotated[str, typer.Option("--preset", help="nano, micro, small, phone or server.")] = "nano",
-    target: Annotated[str, typer.Option(help="cpu, cuda or onnx.")] = "cpu",
+    target: Annotated[str, typer.Option(help="cpu, cuda, onnx, executorch or coreml-table.")] = "cpu",
     kinds: Annotated[str, typer.Option(help="Letters of the kinds of block to measure.")] = "LS",
     height: Annotated[int | None, typer.Option(help="Latent rows; the default is the preset's.")] = None,
     width: Annotated[int | None, typer.Option(help="Latent columns; the default is the preset's.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     threads: Annotated[int | None, typer.Option(help="Threads of torch; the default is torch's own.")] = None,
     rounds: Annotated[int, typer.Option(help="How often each thing is timed.")] = 30,
+    table: Annotated[Path | None, typer.Option(help="What was measured elsewhere, for coreml-table.")] = None,
     out: Annotated[Path, typer.Option(help="Cost table to write.")] = Path("runs/cost_table.json"),
 ) -> None:
     """Measure what blocks of each kind, switches of resolution and the ends cost, and write a cost table.
@@ -183,6 +262,7 @@ def search_measure(
         dtype=dtype,
         threads=threads,
         rounds=rounds,
+        table=table,
         out=out,
     )
     measure(asked, _console())
@@ -209,7 +289,7 @@ def search_run(
     name: Annotated[str, typer.Option("--preset", help="nano, micro, small, phone or server.")] = "nano",
     budget_ms: Annotated[float | None, typer.Option(help="Most milliseconds of one velocity pass.")] = None,
     budget_mb: Annotated[float | None, typer.Option(help="Most MB of memory at the peak.")] = None,
-    target: Annotated[str, typer.Option(help="cpu, cuda or onnx; what to measure on if no table is given.")] = "cpu",
+    target: Annotated[str, typer.Option(help="As for `measure`: where costs are measured without a table.")] = "cpu",
     kinds: Annotated[str, typer.Option(help="Letters of the kinds of block to choose from.")] = "LS",
     table: Annotated[Path | None, typer.Option(help="Cost table; without one, costs are measured first.")] = None,
     worths: Annotated[Path | None, typer.Option(help="placement.json of `search place`, to order by.")] = None,

@@ -14,6 +14,7 @@ from streamstill.recipes.placement import PlacementRun, run_placement
 from streamstill.recipes.search import REPORT, Search, run_search, training_line
 from streamstill.report.card import machine
 from streamstill.search.cost_table import MB, CostTable, PartCost
+from streamstill.search.given import COREML_TABLE, coreml_table
 from streamstill.search.measure import DTYPES, Repeats, measure_table
 from streamstill.search.targets import target_of
 from streamstill.student.costs import Workload
@@ -22,7 +23,11 @@ from streamstill.student.presets import PRESETS, preset
 
 @dataclass(frozen=True, kw_only=True)
 class AskedTable:
-    """What the user asked for; ``height`` and ``width`` are latents, None is the preset's own."""
+    """What the user asked for; ``height`` and ``width`` are latents, None is the preset's own.
+
+    Args:
+        table: what was measured elsewhere, for the target ``coreml-table``.
+    """
 
     name: str
     target: str
@@ -33,11 +38,18 @@ class AskedTable:
     threads: int | None
     rounds: int
     out: Path
+    table: Path | None = None
 
     def __post_init__(self) -> None:
         require_one_of(self.name, tuple(PRESETS), "preset")
         require_one_of(self.dtype, tuple(DTYPES), "dtype")
-        target_of(self.target, dtype=DTYPES[self.dtype])  # refuses what this machine does not have
+        if self.table is None:
+            target_of(self.target, dtype=DTYPES[self.dtype])  # refuses what this machine does not have
+        elif self.target != COREML_TABLE:
+            raise ValueError(
+                f"--table goes with --target {COREML_TABLE}, got {self.target}; leave one of them out, or search with "
+                f"the table: streamstill search run --table {self.table}"
+            )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {self.threads}")
         if self.out.suffix != ".json":
@@ -57,11 +69,21 @@ class AskedTable:
 
 
 def measure(asked: AskedTable, console: Console) -> None:
-    """Measure, print the table and write it."""
+    """Measure, or check what was measured elsewhere; print the table and write it."""
+    table = _measured(asked, console) if asked.table is None else _given(asked, console)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    table.save(asked.out)
+    console.print(as_table(table))
+    console.print(f"  {table.note}", markup=False, soft_wrap=True)
+    console.print(f"  cost table -> {asked.out}", soft_wrap=True)
+    console.print(f"next: [bold]{_next(asked, table)}[/bold]", soft_wrap=True)
+
+
+def _measured(asked: AskedTable, console: Console) -> CostTable:
     config, codec = preset(asked.name), PatchCodec()
     console.print(f"  {asked.name} on {asked.target}: {asked.rounds} rounds of velocity passes")
     with torch_threads(asked.threads):
-        table = measure_table(
+        return measure_table(
             config,
             asked.workload,
             kinds=asked.kinds,
@@ -71,12 +93,11 @@ def measure(asked: AskedTable, console: Console) -> None:
             repeats=Repeats(rounds=asked.rounds),
             codec=codec if config.latent_channels == codec.latent_channels else None,
         )
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    table.save(asked.out)
-    console.print(as_table(table))
-    console.print(f"  {table.note}", markup=False, soft_wrap=True)
-    console.print(f"  cost table -> {asked.out}", soft_wrap=True)
-    console.print(f"next: [bold]{_next(asked, table)}[/bold]", soft_wrap=True)
+
+
+def _given(asked: AskedTable, console: Console) -> CostTable:
+    console.print(f"  {asked.name} on {asked.target}: {asked.table}, nothing is measured here", soft_wrap=True)
+    return coreml_table(asked.table, network=preset(asked.name), kinds=asked.kinds, chunk=asked.workload)
 
 
 def learn_placement(name: str, layout: str, out: Path, overrides: list[str], console: Console) -> None:

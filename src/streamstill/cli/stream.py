@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from streamstill.codec.counting import covering_latents, pixel_frames
 from streamstill.codec.video import to_frames
 from streamstill.flow.times import Sampling
 from streamstill.media import read_image, write_clip
@@ -95,15 +96,15 @@ def _made_whole(asked: Asked, maker: Student) -> str:
 
 
 def _latents(asked: Asked, maker: Student) -> Tensor:
-    per_frame, picture = maker.codec.compression[0], asked.picture(maker)
+    codec, picture = maker.codec, asked.picture(maker)
     opening = None if picture is None else still_opening(maker, picture)
-    given = 0 if opening is None else opening.shape[1] * per_frame
+    given = 0 if opening is None else pixel_frames(codec, opening.shape[1])
     if asked.frames <= given:
         raise ValueError(f"--first-frame fills {given} frames; --frames must be more than that, got {asked.frames}")
     return sample_whole(
         maker.network,
         maker.encode_prompts(asked.prompts),
-        frames=-(-asked.frames // per_frame),
+        frames=covering_latents(codec, asked.frames),
         latent_shape=maker.latent_shape[1:],
         sampling=asked.sampling(maker),
         generator=torch.Generator().manual_seed(asked.seed),

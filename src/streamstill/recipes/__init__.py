@@ -2,6 +2,7 @@
 
 from streamstill.recipes.base import Base, run_base
 from streamstill.recipes.folder import Folder, run_folder
+from streamstill.recipes.knowledge import Knowledge, run_knowledge
 from streamstill.recipes.quickstart import Quickstart, run_quickstart
 
-__all__ = ["Base", "Folder", "Quickstart", "run_base", "run_folder", "run_quickstart"]
+__all__ = ["Base", "Folder", "Knowledge", "Quickstart", "run_base", "run_folder", "run_knowledge", "run_quickstart"]

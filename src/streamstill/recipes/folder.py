@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from streamstill.codec.build import build_codec
+from streamstill.codec.learned import LearnedCodecConfig
+from streamstill.codec.text import WordEncoderConfig
 from streamstill.config import require_positive, write_json
 from streamstill.flow.times import Sampling
 from streamstill.media import write_clip, write_strip
 from streamstill.metrics import psnr
 from streamstill.recipes.base import student_config
+from streamstill.recipes.codec_parts import every_clip
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import averaged, collect_clips, students_clips, train
 from streamstill.report.comparison import environment
@@ -19,7 +23,8 @@ from streamstill.student.sandwich import SandwichConfig
 from streamstill.student.student import Student, build_student
 from streamstill.teachers import FolderTeacher
 from streamstill.training.batches import Examples, encode_clips, example_batches, prompt_batches
-from streamstill.training.discriminator import build_discriminator
+from streamstill.training.discriminators.build import build_discriminator
+from streamstill.training.discriminators.motion import MotionConfig
 from streamstill.training.objectives.adversary import AdversaryConfig
 from streamstill.training.objectives.afd import AdversarialFlowDistillation, AfdConfig
 from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
@@ -36,6 +41,7 @@ class Folder:
     """Everything that fixes the run."""
 
     geometry: Geometry = REAL
+    codec: str = ""  # folder of a learned codec; empty: the lossless patches of pixels
     patch: int = 2  # latents per token side: real clips are larger than the world's
     width: int = 128  # and have more in them
     warm_steps: int = 1800
@@ -66,7 +72,7 @@ def run_folder(config: Folder, clips: Path, out: Path, console: Console) -> dict
     teacher = FolderTeacher.open(clips)
     student = _fresh_student(config)
     run = RunFolder.open(out, recipe="folder", config=config, inputs={"clips": teacher.name})
-    requests = _requests(teacher, config.geometry)
+    requests = every_clip(teacher, config.geometry)
     with run.stage("collect") as folder:
         console.rule("collect: clips of the folder, at the student's size", align="left")
         pairs = collect_clips(teacher, requests, folder / "cache", console)
@@ -95,30 +101,25 @@ def run_folder(config: Folder, clips: Path, out: Path, console: Console) -> dict
     return report
 
 
-def _requests(teacher: FolderTeacher, geometry: Geometry) -> list[ClipRequest]:
-    """Every clip of the folder once: the seed counts the clips of one caption."""
-    counts = {prompt: sum(entry.prompt == prompt for entry in teacher.clips) for prompt in teacher.prompts}
-    return [
-        ClipRequest.of(geometry, prompt=prompt, seed=seed) for prompt, count in counts.items() for seed in range(count)
-    ]
-
-
 def _fresh_student(config: Folder) -> Student:
     shape = student_config(config.geometry, sampling=config.sampling)
     assert isinstance(shape.network, SandwichConfig)
-    shape = replace(
-        shape,
-        network=replace(shape.network, patch=config.patch, width=config.width),
-        text=replace(shape.text, tokens=64),
+    codec = LearnedCodecConfig.of(config.codec) if config.codec else shape.codec
+    network = replace(
+        shape.network, patch=config.patch, width=config.width, latent_channels=build_codec(codec).latent_channels
     )
-    return build_student(shape, seed=config.seed)
+    return build_student(
+        replace(shape, codec=codec, network=network, text=WordEncoderConfig(tokens=64)), seed=config.seed
+    )
 
 
 def _afd(student: Student, examples: Examples, config: Folder, folder: Path, console: Console) -> None:
-    objective = AdversarialFlowDistillation(student, build_discriminator(seed=config.seed), config.afd)
+    discriminator = build_discriminator(MotionConfig(), codec=student.codec, seed=config.seed)
+    objective = AdversarialFlowDistillation(student, discriminator, config.afd)
     settings = TrainerConfig(steps=config.afd_updates, seed=config.seed + 1, checkpoint_every=1)
     groups = prompt_batches(examples, prompts=len(set(examples.prompts)), answers=2, seed=config.seed)
     train(objective, groups, settings, folder, console, title="afd")
+    objective.policies.merged()
 
 
 def _compare(student: Student, pairs: list[tuple[ClipRequest, Clip]], config: Folder, out: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamstill.config import require_positive, write_json
 from streamstill.media import side_by_side, write_clip, write_strip
@@ -18,7 +18,10 @@ from streamstill.report.comparison import Scores, as_json, as_table, judged
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
 from streamstill.training.batches import Examples, PromptGroup, encode_clips, example_batches, prompt_batches
-from streamstill.training.discriminator import Blindfold, MotionDiscriminator, build_discriminator
+from streamstill.training.discriminators.blindfold import Blindfold
+from streamstill.training.discriminators.build import build_discriminator
+from streamstill.training.discriminators.motion import MotionConfig
+from streamstill.training.health import Checkup, HealthConfig
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig
 from streamstill.training.objectives.afd import AdversarialFlowDistillation, AfdConfig, advantages
 from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
@@ -65,11 +68,14 @@ class Quickstart:
     afd_updates: int = 8
     prompts_per_update: int = 16
     held_out_clips: int = 256
+    watched_prompts: int = 16  # asked besides ``clips``; nobody learns from them, AFD's health is measured on them
+    health: HealthConfig = field(default_factory=HealthConfig)
     base: str = ""  # folder of a base student; empty: the one that is shipped
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(self, "clips_per_prompt", "afd_updates", "prompts_per_update", "held_out_clips")
+        counts = ("clips_per_prompt", "afd_updates", "prompts_per_update", "held_out_clips", "watched_prompts")
+        require_positive(self, *counts)
         if self.clips < self.clips_per_prompt:
             raise ValueError(f"clips must be at least clips_per_prompt={self.clips_per_prompt}, got {self.clips}")
 
@@ -85,8 +91,9 @@ class Warmed:
     """What AFD starts from."""
 
     student: Student  # after the warm-up; AFD goes on with it
-    discriminator: MotionDiscriminator
+    discriminator: nn.Module
     examples: Examples
+    watched: PromptGroup  # the teacher's clips that nobody learns from
 
 
 def base_of(config: Quickstart) -> Student:
@@ -120,9 +127,13 @@ def warm_up(config: Quickstart, base: Student, run: RunFolder, console: Console)
     """The first two stages; what the folder has already is taken from there."""
     with run.stage("collect") as folder:
         console.rule("collect: the black-box teacher answers", align="left")
-        pairs = collect_clips(WorldTeacher(World()), _requests(config), folder / "cache", console)
-    examples = encode_clips(((request.prompt, clip) for request, clip in pairs), base.codec)
-    warmed = Warmed(base.resized(config.geometry), build_discriminator(seed=config.seed), examples)
+        requests = [*_requests(config), *watched(config)]
+        pairs = collect_clips(WorldTeacher(World()), requests, folder / "cache", console)
+    clips = encode_clips(((request.prompt, clip) for request, clip in pairs), base.codec)
+    examples, others = clips[: -config.watched_prompts], clips[-config.watched_prompts :]
+    group = PromptGroup(others.latents_BFCHW[:, None], others.prompts)
+    discriminator = build_discriminator(MotionConfig(), codec=base.codec, seed=config.seed)
+    warmed = Warmed(base.resized(config.geometry), discriminator, examples, group)
     with run.stage("warm") as folder:
         console.rule("warm: flow matching on the teacher's clips, the discriminator learns", align="left")
         _warm(warmed, config, folder, console)
@@ -140,7 +151,9 @@ def distil(
     """AFD from the warm student, in place."""
     objective = AdversarialFlowDistillation(warmed.student, warmed.discriminator, config.afd, compare=compare)
     settings = TrainerConfig(steps=config.afd_updates, seed=config.seed + 1, checkpoint_every=1)
-    train(objective, _groups(warmed.examples, config), settings, folder, console, title="afd")
+    health = Checkup.of(objective, warmed.watched, config.health)
+    train(objective, _groups(warmed.examples, config), settings, folder, console, title="afd", health=health)
+    objective.policies.merged()
 
 
 def _requests(config: Quickstart) -> list[ClipRequest]:
@@ -159,6 +172,14 @@ def held_out(config: Quickstart) -> list[ClipRequest]:
     others = [p for p in world_prompts(4 * min(config.held_out_clips, 256), seed=config.seed + 1) if p not in taught]
     chosen = [others[i % len(others)] for i in range(config.held_out_clips)]
     return [ClipRequest.of(config.geometry, prompt=p, seed=10_000 + i) for i, p in enumerate(chosen)]
+
+
+def watched(config: Quickstart) -> list[ClipRequest]:
+    """Wordings that the student is neither taught nor judged on, one clip each."""
+    taken = {request.prompt for request in (*_requests(config), *held_out(config))}
+    others = [p for p in world_prompts(len(taken) + config.watched_prompts, seed=config.seed + 2) if p not in taken]
+    chosen = others[: config.watched_prompts]
+    return [ClipRequest.of(config.geometry, prompt=p, seed=20_000 + i) for i, p in enumerate(chosen)]
 
 
 def _warm(warmed: Warmed, config: Quickstart, folder: Path, console: Console) -> None:

@@ -12,10 +12,11 @@ from streamstill.report.card import machine
 from streamstill.report.search_pictures import Point, draw_front, draw_layout
 from streamstill.search.allocate import Allocation, Allocations, Budget, allocate
 from streamstill.search.cost_table import CostTable
+from streamstill.search.given import COREML_TABLE, coreml_table, table_wanted
 from streamstill.search.measure import DTYPES, Checked, Repeats, measure_table, validate
 from streamstill.search.place import place
 from streamstill.search.probes import switches
-from streamstill.search.targets import TARGETS
+from streamstill.search.targets import MEASURED_HERE, TARGETS
 from streamstill.student.costs import Workload
 from streamstill.student.layout import sandwich
 from streamstill.student.presets import PRESETS, preset
@@ -35,7 +36,7 @@ class Search:
         budget_ms: most milliseconds of one velocity pass; None for no limit.
         budget_mb: most MB (10^6 bytes) of weights, state and activations at their peak; None for no limit.
         kinds: letters of the blocks to choose from.
-        table: a cost table; None measures one first, on ``target``.
+        table: a cost table; None measures one first, on ``target``. The target ``coreml-table`` needs one.
         worths: ``placement.json`` of a placement run. If it ranked orders, the best that fits is taken; else its
             position worths decide order and counts. None takes the paper's rule for the counts and spreads evenly.
         rounds: of measuring, if no table is given.
@@ -57,6 +58,8 @@ class Search:
         require_one_of(self.dtype, tuple(DTYPES), "dtype")
         if self.budget_ms is None and self.budget_mb is None:
             raise ValueError("a search needs a budget; give milliseconds a pass, MB of memory, or both")
+        if self.target == COREML_TABLE and self.table is None:
+            raise ValueError(table_wanted())
 
     @property
     def budget(self) -> Budget:
@@ -159,6 +162,8 @@ def _thinned(choices: Allocations) -> list[Allocation]:
 def _table(config: Search, out: Path, console: Console) -> CostTable:
     """The given table, or one that is measured now and kept beside the result."""
     network, size = preset(config.preset), PRESETS[config.preset]
+    if config.target == COREML_TABLE and config.table is not None:
+        return coreml_table(Path(config.table), network=network, kinds=config.kinds, chunk=None)
     if config.table is not None:
         table = CostTable.load(Path(config.table))
         table.require_shape(network, table.workload)
@@ -204,7 +209,8 @@ def _found(config: Search, table: CostTable, choices: Allocations, learnt: Learn
         layout = placed.layout
         why = f"Of all orders within {config.budget}, {layout} has the largest sum of worths, {placed.worth:.4g}."
     cost = table.predicted(layout)
-    here = table.source == "measured" and table.device == machine(table.target)["device_name"]
+    could = table.source == "measured" and table.target in MEASURED_HERE
+    here = could and table.device == machine(table.target)["device_name"]
     checked = validate(table, [layout], repeats=Repeats(rounds=CHECKS))[0] if here else None
     return Found(layout=layout, ms=cost.ms, mb=cost.mb, why=why, checked=checked)
 

@@ -13,6 +13,7 @@ from streamstill.codec.video import to_frames
 from streamstill.streaming.rollout import rollout
 from streamstill.student.student import Student
 from streamstill.teachers import CachedTeacher, ClipStore, Teacher, collect
+from streamstill.training.health import Checkup, HealthMonitor
 from streamstill.training.metric_log import MetricLog, Tracker
 from streamstill.training.objectives.objective import Objective
 from streamstill.training.progress import progress_on
@@ -44,11 +45,22 @@ def train(
     *,
     title: str,
     tracker: Tracker | None = None,
+    health: Checkup | None = None,
 ) -> Trainer[Any, Any, Any]:
-    """Run an objective to its last step, from wherever the folder says that it stopped."""
+    """Run an objective to its last step, from wherever the folder says that it stopped.
+
+    Args:
+        health: examined every few steps; its numbers go to ``health.jsonl`` and change nothing in the run.
+    """
     log, progress = MetricLog(folder / "metrics.jsonl", tracker), progress_on(console, title)
-    trainer = Trainer(objective, batches, config, folder, log=log, progress=progress)
+    monitor = HealthMonitor(health, folder, progress) if health else None
+    trainer = Trainer(objective, batches, config, folder, log=log, progress=progress, on_step=monitor)
+    if monitor is None:
+        trainer.run()
+        return trainer
+    monitor.begin(resumed=trainer.state_path.exists())
     trainer.run()
+    console.print(f"  {monitor.verdict()}")
     return trainer
 
 

@@ -1,22 +1,27 @@
 """One training stage by itself: a student, a teacher cache, an objective."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from streamstill.config import require_one_of
+from streamstill.recipes.methods import Methods, build_method
 from streamstill.student.student import Student
 from streamstill.teachers import ClipStore
-from streamstill.training.batches import Examples, encode_clips, example_batches, prompt_batches
-from streamstill.training.discriminator import build_discriminator
-from streamstill.training.objectives.afd import AdversarialFlowDistillation, AfdConfig
-from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from streamstill.teachers.encoded import EncodedStore
+from streamstill.training.batches import ExampleRows, StoredExamples, encode_clips
+from streamstill.training.discriminators.build import DiscriminatorConfig, build_discriminator
+from streamstill.training.discriminators.motion import MotionConfig
+from streamstill.training.objectives.afd import AfdConfig
+from streamstill.training.objectives.flow_matching import FlowMatchingConfig
 from streamstill.training.objectives.objective import Objective
+from streamstill.training.objectives.score import StudentScore
 from streamstill.training.optim import OptimConfig
 from streamstill.training.trainer import TrainerConfig
+from streamstill.types import Geometry
 
-OBJECTIVES = ("flow-matching", "afd")
+OBJECTIVES = ("flow-matching", "afd", "gan", "dmd", "reward-weighted")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,9 @@ class Training:
         default_factory=lambda: FlowMatchingConfig(optim=OptimConfig(lr=3e-4, warmup_steps=10))
     )
     afd: AfdConfig = field(default_factory=lambda: AfdConfig(warmup_turns=10))
+    methods: Methods = field(default_factory=Methods)  # of gan, dmd and reward-weighted
+    discriminator: DiscriminatorConfig = field(default_factory=MotionConfig)
+    score: str = ""  # folder of a student that sees whole clips, the real score of dmd
     seed: int = 0
 
 
@@ -43,41 +51,87 @@ def taught(
     """The objective, its batches and the trainer's settings.
 
     Raises:
-        ValueError: an unknown objective, or a cache without clips of the student's size.
+        ValueError: an unknown objective, a cache without clips of the student's size, or ``dmd`` without a score.
     """
     require_one_of(config.objective, OBJECTIVES, "objective")
+    name = "sft" if config.objective == "flow-matching" else config.objective
+    if name == "dmd" and not config.score:
+        raise ValueError(
+            "dmd matches the score of the teacher's clips; give --set score=FOLDER, a student that sees whole clips "
+            "(`streamstill distill kd` makes one), or choose an objective that needs clips only"
+        )
     examples = cached_examples(cache, student, teacher=config.teacher)
-    if config.objective == "flow-matching":
-        settings = TrainerConfig(steps=config.steps, seed=config.seed, checkpoint_every=100)
-        batches = example_batches(examples, batch=config.batch, seed=config.seed)
-        return FlowMatching(student, config.flow_matching), batches, settings
-    settings = TrainerConfig(steps=config.steps, seed=config.seed, checkpoint_every=1)
-    groups = prompt_batches(
-        examples,
-        prompts=min(config.prompts_per_update, len(set(examples.prompts))),
+    every = 100 if name == "sft" else 1
+    settings = TrainerConfig(steps=config.steps, seed=config.seed, checkpoint_every=every)
+    discriminator = build_discriminator(config.discriminator, codec=student.codec, seed=config.seed)
+    real = StudentScore(Student.from_pretrained(config.score).requires_grad_(False)) if name == "dmd" else None
+    method = build_method(name, student, discriminator, examples, _numbers(config), seed=config.seed, real=real)
+    return method.objective, method.batches, settings
+
+
+def _numbers(config: Training) -> Methods:
+    """The methods' numbers with those that have a field of their own here."""
+    return replace(
+        config.methods,
+        batch=config.batch,
+        prompts_per_update=config.prompts_per_update,
         answers=config.answers,
-        seed=config.seed,
+        sft=config.flow_matching,
+        afd=config.afd,
     )
-    return AdversarialFlowDistillation(student, build_discriminator(seed=config.seed), config.afd), groups, settings
 
 
-def cached_examples(cache: Path, student: Student, *, teacher: str) -> Examples:
-    """Every clip of the cache that the teacher made in the student's size, encoded.
+def cached_examples(cache: Path, student: Student, *, teacher: str) -> ExampleRows:
+    """Every clip of the cache that the teacher made in the student's size, as latents.
+
+    Args:
+        cache: a teacher cache, whose clips are encoded now, or a folder of clips that were encoded once: then neither
+            the codec nor an external text encoder is loaded.
 
     Raises:
         ValueError: there is no such clip, or the clips have several teachers and none was chosen.
     """
+    if EncodedStore.is_at(cache):
+        return _encoded_examples(EncodedStore.open(cache), student, teacher=teacher)
     if not cache.exists():
         raise ValueError(f"there is no teacher cache at {cache}; make one with `streamstill collect --cache {cache}`")
-    store, wanted = ClipStore.open(cache), student.config.geometry
-    entries = [entry for entry in store.find(teacher=teacher or None) if entry.request.geometry == wanted]
+    store = ClipStore.open(cache)
+    entries = [entry for entry in store.find(teacher=teacher or None) if entry.request.geometry == _size(student)]
     if not entries:
-        size = f"{wanted.frames}x{wanted.height}x{wanted.width}@{wanted.fps:g}"
-        of = f" of the teacher {teacher!r}" if teacher else ""
         raise ValueError(
-            f"{cache} has {len(store)} clips and none{of} in the student's size {size}; collect some with --size {size}"
+            f"{cache} has {len(store)} clips and {_none(student, teacher)}; collect some with --size {_words(student)}"
         )
-    teachers = sorted({entry.teacher for entry in entries})
-    if len(teachers) > 1:
-        raise ValueError(f"{cache} has clips of the teachers {teachers}; choose one with --set teacher=NAME")
+    _require_one_teacher(cache, {entry.teacher for entry in entries})
     return encode_clips(((entry.request.prompt, store.get(entry.key)) for entry in entries), student.codec)
+
+
+def _encoded_examples(store: EncodedStore, student: Student, *, teacher: str) -> StoredExamples:
+    """The clips of the store that this student can learn from; its text encoder uses the store's embeddings."""
+    of_codec = store.find(codec=student.codec, teacher=teacher or None)
+    entries = [entry for entry in of_codec if entry.request.geometry == _size(student)]
+    if not entries:
+        raise ValueError(
+            f"{store.path} has {len(store)} encoded clips and {_none(student, teacher)} by the student's codec; encode "
+            f"some with `streamstill encode --cache CACHE --student STUDENT --out {store.path}`"
+        )
+    _require_one_teacher(store.path, {entry.teacher for entry in entries})
+    student.keep_text_in(store.text_folder)
+    return StoredExamples(store, entries)
+
+
+def _size(student: Student) -> Geometry:
+    return student.config.geometry
+
+
+def _words(student: Student) -> str:
+    size = _size(student)
+    return f"{size.frames}x{size.height}x{size.width}@{size.fps:g}"
+
+
+def _none(student: Student, teacher: str) -> str:
+    return f"none{f' of the teacher {teacher!r}' if teacher else ''} in the student's size {_words(student)}"
+
+
+def _require_one_teacher(where: Path, teachers: set[str]) -> None:
+    if len(teachers) > 1:
+        raise ValueError(f"{where} has clips of the teachers {sorted(teachers)}; choose one with --set teacher=NAME")

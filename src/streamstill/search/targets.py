@@ -1,24 +1,24 @@
-"""What a velocity pass can be measured on: torch on a CPU or a GPU, or ONNX Runtime."""
+"""What a velocity pass can be measured on: torch on a CPU or a GPU, ONNX Runtime, or ExecuTorch."""
 
-import importlib.util
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
 
 from streamstill.config import require_one_of
+from streamstill.search.executorch_target import executorch_pass
+from streamstill.search.given import COREML_TABLE, table_wanted
 from streamstill.search.probes import Inputs
-from streamstill.state import StreamState, map_tensors, tensors_of
+from streamstill.search.programs import FlatVelocity, quiet, require_packages, require_parity
+from streamstill.state import map_tensors, tensors_of
 from streamstill.student.sandwich import SandwichDiT
 
-TARGETS = ("cpu", "cuda", "onnx")
+MEASURED_HERE = ("cpu", "cuda", "onnx", "executorch")
+TARGETS = (*MEASURED_HERE, COREML_TABLE)
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 Pass: TypeAlias = Callable[[], object]
 
 
@@ -41,35 +41,33 @@ def target_of(name: str, *, dtype: torch.dtype) -> Target:
     """The target of this name.
 
     Raises:
-        ValueError: an unknown target, no GPU for ``cuda``, or a dtype that ``onnx`` cannot be fed with.
-        ModuleNotFoundError: what ``onnx`` needs is not installed.
+        ValueError: an unknown target, one that is only measured elsewhere, no GPU for ``cuda``, or a dtype that
+            ``onnx`` or ``executorch`` cannot be fed with.
+        ModuleNotFoundError: what ``onnx`` or ``executorch`` needs is not installed.
     """
     require_one_of(name, TARGETS, "target")
+    if name == COREML_TABLE:
+        raise ValueError(table_wanted())
     if name == "cuda":
         if not torch.cuda.is_available():
             raise ValueError("the target cuda was asked for and torch sees no GPU; use the target cpu")
         return Target(device=torch.device("cuda"), ready=_torch_pass)
+    return Target(device=torch.device("cpu"), ready=_torch_pass) if name == "cpu" else _exporting(name, dtype)
+
+
+def _exporting(name: str, dtype: torch.dtype) -> Target:
+    """A target that runs an exported program."""
+    if dtype is not torch.float32:
+        raise ValueError(f"the target {name} measures float32, got {str(dtype).removeprefix('torch.')}; use float32")
     if name == "onnx":
-        if dtype is not torch.float32:
-            raise ValueError(f"the target onnx measures float32, got {str(dtype).removeprefix('torch.')}; use float32")
-        _require_onnx()
+        require_packages(*ONNX_PACKAGES, extra="onnx")
         return Target(device=torch.device("cpu"), ready=onnx_pass, packages=("onnx", "onnxruntime"))
-    return Target(device=torch.device("cpu"), ready=_torch_pass)
+    require_packages("executorch", extra="executorch")
+    return Target(device=torch.device("cpu"), ready=executorch_pass, packages=("executorch",))
 
 
 def _torch_pass(network: SandwichDiT, inputs: Inputs) -> Pass:
     return lambda: network.velocity(*inputs)
-
-
-class _Velocity(nn.Module):
-    """The velocity pass as the one call that an exporter knows."""
-
-    def __init__(self, network: SandwichDiT) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x_t_BFCHW: Tensor, t_B: Tensor, text_BLD: Tensor, state: StreamState) -> Tensor:
-        return self.network.velocity(x_t_BFCHW, t_B, text_BLD, state)
 
 
 def onnx_pass(network: SandwichDiT, inputs: Inputs) -> Pass:
@@ -79,15 +77,16 @@ def onnx_pass(network: SandwichDiT, inputs: Inputs) -> Pass:
 
     Raises:
         ModuleNotFoundError: onnx, onnxscript or onnxruntime is not installed.
+        RuntimeError: the program does not compute what the network computes.
     """
-    _require_onnx()
+    require_packages(*ONNX_PACKAGES, extra="onnx")
     import onnxruntime
 
     # Clones, for an exporter cannot trace tensors that were made in inference mode.
-    with torch.inference_mode(False), torch.no_grad(), _quiet():
-        program = torch.onnx.export(
-            _Velocity(network).eval(), map_tensors(torch.clone, inputs), dynamo=True, verbose=False
-        )
+    with torch.inference_mode(False), torch.no_grad(), quiet():
+        clones = map_tensors(torch.clone, inputs)
+        flat = FlatVelocity(network, clones).eval()
+        program = torch.onnx.export(flat, tuple(tensors_of(clones)), dynamo=True, verbose=False)
     assert program is not None  # it is what dynamo=True answers
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -96,23 +95,5 @@ def onnx_pass(network: SandwichDiT, inputs: Inputs) -> Pass:
         session = onnxruntime.InferenceSession(Path(folder, "pass.onnx"), options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
     feeds = {name: tensor.detach().numpy() for name, tensor in zip(names, tensors_of(inputs), strict=True)}
+    require_parity(torch.from_numpy(session.run(None, feeds)[0]), network, inputs, program="ONNX")
     return lambda: session.run(None, feeds)
-
-
-def _require_onnx() -> None:
-    for module in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(module) is None:
-            raise ModuleNotFoundError(f'{module} is not installed; run: pip install "streamstill[onnx]"')
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's talk about its own insides and about torchvision, which is not needed."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

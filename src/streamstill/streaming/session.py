@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamstill.codec.counting import pixel_frames
 from streamstill.codec.video import VideoCodec, to_frames, to_pixels
 from streamstill.flow.times import Sampling
 from streamstill.streaming.model import StreamingModel
@@ -48,14 +49,14 @@ def still_opening(student: Streamer, first_frame: Frames) -> Tensor:
     Raises:
         ValueError: another shape or dtype.
     """
-    per_frame, per_row, per_column = student.codec.compression
+    _, per_row, per_column = student.codec.compression
     wanted = (3, student.latent_shape[2] * per_row, student.latent_shape[3] * per_column)
     if first_frame.shape != wanted or first_frame.dtype != np.uint8:
         raise ValueError(
             f"the first frame of this student's videos must be uint8 of shape {wanted}, got {first_frame.dtype} of "
             f"shape {first_frame.shape}; media.read_image reads a picture at any size"
         )
-    still = to_pixels(first_frame).expand(1, student.network.chunk_frames * per_frame, *wanted)
+    still = to_pixels(first_frame).expand(1, pixel_frames(student.codec, student.network.chunk_frames), *wanted)
     return student.codec.encode(still)
 
 

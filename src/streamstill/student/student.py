@@ -12,9 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from streamstill.codec.patch import PatchCodec
-from streamstill.codec.text import WordEncoder, WordEncoderConfig
-from streamstill.codec.video import latent_shape
+from streamstill.codec.build import CodecConfig, TextConfig, build_codec, build_text
+from streamstill.codec.counting import clip_latents, first_frames
+from streamstill.codec.learned import LearnedCodec, LearnedCodecConfig
+from streamstill.codec.text import WordEncoder
+from streamstill.codec.text_cache import CachedText
+from streamstill.codec.video import VideoCodec
 from streamstill.config import from_dict, to_dict, write_json
 from streamstill.flow.times import Sampling
 from streamstill.student.network import Network, NetworkConfig, build_network
@@ -30,8 +33,8 @@ class StudentConfig:
     """What ``config.json`` holds: enough to rebuild the student, and how it wants to be sampled."""
 
     network: NetworkConfig
-    text: WordEncoderConfig
-    codec: PatchCodec
+    text: TextConfig
+    codec: CodecConfig
     geometry: Geometry
     sampling: Sampling
 
@@ -39,26 +42,32 @@ class StudentConfig:
 class Student(nn.Module):
     """Network, text encoder and codec under one roof; ``save_pretrained`` and ``from_pretrained`` as usual.
 
+    A learned codec is small, and saved with the student. An autoencoder or text encoder of another library is not, and
+    is loaded when it is first used. None of them is trained with the student.
+
     Raises:
         ValueError: clips of this geometry cannot be cut into the patches and chunks of the codec and the network.
     """
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
+        self.codec: VideoCodec = build_codec(config.codec)
+        if isinstance(self.codec, LearnedCodec):
+            config = replace(config, codec=self.codec.config)  # from here on its weights are the student's
         self.config = config
         self.network: Network = build_network(config.network)
-        self.text = WordEncoder(config.text)
-        _require_whole_patches(config, self.network)
+        self.text: WordEncoder | CachedText = build_text(config.text)
+        _require_whole_patches(config.geometry, self.codec, self.network)
 
-    @property
-    def codec(self) -> PatchCodec:
-        """The codec of the latents."""
-        return self.config.codec
+    def keep_text_in(self, folder: Path) -> None:
+        """Look embeddings of an external text encoder up in this folder, and add those that it does not have."""
+        if isinstance(self.text, CachedText):
+            self.text.keep_in(folder)
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """Latent frames, C, H, W of the clips the student was made for."""
-        return latent_shape(self.config.codec, self.config.geometry)
+        return clip_latents(self.codec, self.config.geometry)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """``text_BLD`` of the prompts, on the student's device."""
@@ -113,21 +122,33 @@ class Student(nn.Module):
 
 
 def build_student(config: StudentConfig, *, seed: int) -> Student:
-    """A student with fresh weights; the same seed gives the same weights."""
+    """A student with fresh weights; the same seed gives the same weights.
+
+    Raises:
+        ValueError: it would begin with a learned codec that has not learnt anything.
+    """
+    if isinstance(config.codec, LearnedCodecConfig) and not config.codec.path:
+        raise ValueError(
+            "a student cannot begin with a learned codec of fresh weights; train the codec first, save it, and take "
+            "LearnedCodecConfig.of(folder)"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Student(config)
 
 
-def _require_whole_patches(config: StudentConfig, network: Network) -> None:
-    frames, rows, columns = config.codec.compression
-    size, rows, columns = config.geometry, rows * network.latent_step, columns * network.latent_step
-    sizes = (("frames", size.frames, frames * network.chunk_frames), ("height", size.height, rows))
-    for name, given, step in (*sizes, ("width", size.width, columns)):
-        if given % step:
-            fitting = [str(fit) for fit in (given - given % step, given - given % step + step) if fit]
+def _require_whole_patches(size: Geometry, codec: VideoCodec, network: Network) -> None:
+    frames, rows, columns = codec.compression
+    rows, columns = rows * network.latent_step, columns * network.latent_step
+    short = frames - first_frames(codec)  # pixel frames that the first latent frame does not make
+    sizes = (("frames", size.frames, frames * network.chunk_frames, short), ("height", size.height, rows, 0))
+    for name, given, step, less in (*sizes, ("width", size.width, columns, 0)):
+        rest = (given + less) % step
+        if rest:
+            fitting = [str(fit) for fit in (given - rest, given - rest + step) if fit > 0]
+            beside = f" plus {less}" if less else ""
             raise ValueError(
-                f"{name} {given} is not divisible by {step}, as the chunks and patches of this student need; "
+                f"{name} {given}{beside} is not divisible by {step}, as the chunks and patches of this student need; "
                 f"use {' or '.join(fitting)}"
             )
 

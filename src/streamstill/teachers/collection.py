@@ -1,6 +1,6 @@
 """Ask a teacher many questions, keep every answer, and go on where an earlier run stopped."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from streamstill.teachers.cached import CachedTeacher
@@ -38,13 +38,14 @@ def collect(
     if commit_every < 1:
         raise ValueError(f"commit_every must be at least 1, got {commit_every}")
     by_key = {teacher.key(request): request for request in requests}
-    missing = [request for key, request in by_key.items() if key not in teacher.store]
+    there = frozenset(teacher.store.keys())  # one look; each ``in`` may be a look at a service
+    missing = [request for key, request in by_key.items() if key not in there]
     known = len(by_key) - len(missing)
     pending: list[Answer] = []
     try:
         for done, request in enumerate(missing, start=known + 1):
             pending.append(teacher.ask(request))
-            if len(pending) >= commit_every or _bytes(pending) >= _PENDING_BYTES:
+            if due(pending, commit_every):
                 teacher.store.add(pending)
                 pending.clear()
             if on_clip is not None:
@@ -55,5 +56,7 @@ def collect(
     return CollectReport(requests=len(by_key), known=known)
 
 
-def _bytes(answers: Iterable[Answer]) -> int:
-    return sum(answer.clip.frames_FCHW.nbytes for answer in answers)
+def due(pending: Collection[Answer], commit_every: int) -> bool:
+    """Whether so many answers, or so many pixels, wait that they should be committed."""
+    pixels = sum(answer.clip.frames_FCHW.nbytes for answer in pending)
+    return len(pending) >= commit_every or pixels >= _PENDING_BYTES

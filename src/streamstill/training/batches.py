@@ -4,12 +4,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from streamstill.codec.video import VideoCodec, to_pixels
+from streamstill.teachers.encoded import EncodedEntry, EncodedStore
 from streamstill.teachers.teacher import Teacher
 from streamstill.types import Clip, ClipRequest, Geometry
 
@@ -31,6 +33,39 @@ class Examples:
         return Examples(self.latents_BFCHW[list(chosen)], tuple(self.prompts[row] for row in chosen))
 
 
+class ExampleRows(Protocol):
+    """Examples that are asked for by row: ``Examples``, which are in memory, or ``StoredExamples``, on disk."""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompt of every example."""
+        ...
+
+    def __getitem__(self, rows: Sequence[int]) -> Examples:
+        """Some of the examples."""
+        ...
+
+
+class StoredExamples:
+    """Clips that were encoded once, read from the store as they are asked for.
+
+    Raises:
+        ValueError: the clips have several sizes.
+    """
+
+    def __init__(self, store: EncodedStore, entries: Sequence[EncodedEntry]) -> None:
+        sizes = {entry.request.geometry for entry in entries}
+        if len(sizes) > 1:
+            raise ValueError(f"the encoded clips have {len(sizes)} sizes; choose those of one size")
+        self._store, self._keys = store, [entry.key for entry in entries]
+        self.prompts = tuple(entry.request.prompt for entry in entries)
+
+    def __getitem__(self, rows: Sequence[int]) -> Examples:
+        """Some of the examples."""
+        latents = [clip.latents_FCHW for clip in self._store.get([self._keys[row] for row in rows])]
+        return Examples(torch.stack(latents), tuple(self.prompts[row] for row in rows))
+
+
 @dataclass(frozen=True, eq=False)
 class PromptGroup:
     """A few prompts with the teacher's answers: latents of shape (prompts, answers, F, C, H, W)."""
@@ -39,9 +74,9 @@ class PromptGroup:
     prompts: tuple[str, ...]
 
 
-def encode_clip(clip: Clip, codec: VideoCodec) -> Tensor:
-    """Latents of one clip, shape (F, C, H, W)."""
-    return codec.encode(to_pixels(clip.frames_FCHW)[None])[0]
+def encode_clip(clip: Clip, codec: VideoCodec, *, device: str = "cpu") -> Tensor:
+    """Latents of one clip, shape (F, C, H, W), on this device."""
+    return codec.encode(to_pixels(clip.frames_FCHW)[None].to(device))[0]
 
 
 def encode_clips(clips: Iterable[tuple[str, Clip]], codec: VideoCodec) -> Examples:
@@ -50,7 +85,7 @@ def encode_clips(clips: Iterable[tuple[str, Clip]], codec: VideoCodec) -> Exampl
     return Examples(torch.stack([latents for _, latents in pairs]), tuple(prompt for prompt, _ in pairs))
 
 
-def example_batches(examples: Examples, *, batch: int, seed: int) -> Callable[[int], Examples]:
+def example_batches(examples: ExampleRows, *, batch: int, seed: int) -> Callable[[int], Examples]:
     """Batches in which every example comes once before any comes again."""
     _require_some(batch=batch)
     count = len(examples.prompts)
@@ -82,7 +117,7 @@ def fresh_batches(
     return batch_at
 
 
-def prompt_batches(examples: Examples, *, prompts: int, answers: int, seed: int) -> Callable[[int], PromptGroup]:
+def prompt_batches(examples: ExampleRows, *, prompts: int, answers: int, seed: int) -> Callable[[int], PromptGroup]:
     """Groups of prompts, each with ``answers`` of the teacher's clips for it (drawn again where it has fewer).
 
     Raises:
@@ -106,7 +141,7 @@ def prompt_batches(examples: Examples, *, prompts: int, answers: int, seed: int)
             [rows_of[name][i % len(rows_of[name])] for i in dice.permutation(max(answers, len(rows_of[name])))]
             for name in chosen
         ]
-        latents = torch.stack([examples.latents_BFCHW[some[:answers]] for some in rows])
+        latents = torch.stack([examples[some[:answers]].latents_BFCHW for some in rows])
         return PromptGroup(latents, tuple(chosen))
 
     return group_at

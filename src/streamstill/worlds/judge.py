@@ -1,12 +1,14 @@
-"""Measures of a clip that no objective sees: does it fall as it should, does it move, does it show the prompt?"""
+"""Measures of a clip that no objective sees: does it move as it should, does it stay, does it show the prompt?"""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamstill.types import Clip, ClipRequest
 from streamstill.worlds.grammar import Scene, parse
+from streamstill.worlds.mechanics import energy_error, momentum_error, restitution_error
 from streamstill.worlds.physics import REAL_LAWS, Laws
 from streamstill.worlds.tracker import Track, color_masses, track
 
@@ -27,11 +29,20 @@ _THROWN = 0.02  # stage heights in the first quarter
 
 
 def judge(clip: Clip, asked: ClipRequest | str, laws: Laws = REAL_LAWS) -> dict[str, float]:
-    """``physics_error`` (NaN unless the scene is a drop or a throw), ``dynamic_degree`` and ``prompt_obedience``."""
+    """Every measure by name, NaN where it has no meaning.
+
+    The first three are for drops and throws (``momentum_error`` for collisions as well), the others for every scene.
+    """
     scene = parse(asked if isinstance(asked, str) else asked.prompt)
     seen = track(clip, scene)
+    free = scene.action in FREE_ACTIONS
     return {
-        "physics_error": physics_error(seen, laws) if scene.action in FREE_ACTIONS else math.nan,
+        "physics_error": physics_error(seen, laws) if free else math.nan,
+        "restitution_error": restitution_error(seen, laws) if free else math.nan,
+        "energy_error": energy_error(seen, laws) if free else math.nan,
+        "momentum_error": _momentum_error(clip, scene, seen, laws),
+        "permanence": permanence(seen),
+        "size_error": size_error(seen),
         "dynamic_degree": dynamic_degree(seen),
         "prompt_obedience": prompt_obedience(clip, scene, seen),
     }
@@ -90,6 +101,28 @@ def dynamic_degree(seen: Track) -> float:
     return float(speeds.mean()) if len(speeds) else 0.0
 
 
+def permanence(seen: Track) -> float:
+    """Share of the frames after the first sight of the body in which it is visible with about its mass.
+
+    About means within 35 % of its own median, so a body of a wrong but steady size is permanent.
+
+    Returns:
+        1 is right; 0 for a body that is never seen; NaN if no frame follows.
+    """
+    if not seen.visible_F.any():
+        return 0.0
+    usual = float(np.median(seen.mass_F[seen.visible_F]))
+    steady_F = seen.visible_F & (np.abs(seen.mass_F / usual - 1) <= _SIZE_TOLERANCE)
+    later_F = steady_F[int(seen.visible_F.argmax()) + 1 :]
+    return float(later_F.mean()) if len(later_F) else math.nan
+
+
+def size_error(seen: Track) -> float:
+    """Mean of |seen area / expected area - 1| over the frames that show the body; NaN if none does."""
+    shown = seen.mass_F[seen.visible_F]
+    return float(np.abs(shown - 1).mean()) if len(shown) else math.nan
+
+
 def prompt_obedience(clip: Clip, scene: Scene, seen: Track | None = None) -> float:
     """The share of three attributes that the clip shows: colour, size, motion.
 
@@ -99,6 +132,29 @@ def prompt_obedience(clip: Clip, scene: Scene, seen: Track | None = None) -> flo
     seen = seen or track(clip, scene)
     obeyed = (_color_obeyed(clip, scene, seen), _size_obeyed(seen), _motion_obeyed(scene, seen))
     return sum(obeyed) / len(obeyed)
+
+
+def _momentum_error(clip: Clip, scene: Scene, seen: Track, laws: Laws) -> float:
+    if scene.action in FREE_ACTIONS:
+        return momentum_error(seen, laws)
+    if scene.action != "collision" or scene.color == scene.other_color:  # two of one colour cannot be told apart
+        return math.nan
+    return momentum_error(seen, laws, other=track(clip, _with_the_other_first(scene)))
+
+
+def _with_the_other_first(scene: Scene) -> Scene:
+    """The collision with its bodies exchanged, so that the tracker follows the second."""
+    if scene.other_color is None or scene.other_shape is None or scene.other_size is None:
+        raise ValueError(f"only a collision has a second body to follow, got {scene}")
+    return replace(
+        scene,
+        color=scene.other_color,
+        shape=scene.other_shape,
+        size=scene.other_size,
+        other_color=scene.color,
+        other_shape=scene.shape,
+        other_size=scene.size,
+    )
 
 
 def _in_flight(seen: Track, strength: float, stride: int) -> Flags:

@@ -2,17 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from streamstill.config import require_positive
 from streamstill.streaming.rollout import rollout
 from streamstill.student.network import Network
 from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup
-from streamstill.training.discriminator import Blindfold, bradley_terry_loss
+from streamstill.training.discriminators.augmentation import NOTHING, Augmentation
+from streamstill.training.discriminators.average import Average
+from streamstill.training.discriminators.blindfold import Blindfold
+from streamstill.training.discriminators.discriminator import ChunkDiscriminator, require_fitting, sees
+from streamstill.training.discriminators.losses import bradley_terry_loss, gan_loss, gradient_penalty, nearby
 from streamstill.training.objectives.objective import Loss, Player
 from streamstill.training.optim import OptimConfig
+
+_LOSSES = {"bradley_terry": bradley_terry_loss, "gan": gan_loss}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +31,15 @@ class AdversaryConfig:
     steps_per_turn: int = 2
     rollouts_per_prompt: int = 16
     blindfold: Blindfold = field(default_factory=Blindfold)
+    augmentation: Augmentation = field(default_factory=Augmentation)  # of the pixels, before the blindfold
+    blinded: bool = True  # False leaves out both, to show what a discriminator reads that may
+    loss: Literal["bradley_terry", "gan"] = "bradley_terry"
+    r1: float = 0.0  # weight of the squared gradient of the score at the teacher's clips
+    r2: float = 0.0  # and at the rollouts
+    penalty_distance: float = 0.01  # of the finite differences, in the units of what is seen
+    ema_decay: float | None = None  # set: rollouts are scored by averaged weights, which follow once a turn
+    looks: int = 1  # a score is the mean over so many looks, each with a noise of its own
+    micro_batch: int | None = None  # clips that are judged at once; None: all
 
     def __post_init__(self) -> None:
         if self.rollouts_per_prompt < 2:
@@ -30,6 +47,16 @@ class AdversaryConfig:
                 f"rollouts_per_prompt is {self.rollouts_per_prompt}, it must be at least 2: "
                 "a rollout is judged against the others of its prompt"
             )
+        if self.loss not in _LOSSES:
+            raise ValueError(f"loss must be one of {sorted(_LOSSES)}, got {self.loss!r}")
+        if min(self.r1, self.r2) < 0 or not self.penalty_distance > 0:
+            raise ValueError(
+                f"r1 and r2 must not be negative and penalty_distance must be positive, "
+                f"got r1={self.r1}, r2={self.r2} and penalty_distance={self.penalty_distance}"
+            )
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), or be None for no average, got {self.ema_decay}")
+        require_positive(self, "looks", *(() if self.micro_batch is None else ("micro_batch",)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,28 +69,48 @@ class Round:
     @property
     def prompts(self) -> tuple[str, ...]:
         """The prompt of each rollout, in the order of the flattened rollouts."""
-        count = self.rollouts_PKFCHW.shape[1]
-        return tuple(prompt for prompt in self.group.prompts for _ in range(count))
+        return _repeated(self.group.prompts, self.rollouts_PKFCHW.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Pairs of blindfolded clips, teacher and student, one prompt each."""
+    """Pairs of blindfolded clips, teacher and student, one prompt each; ``nearby`` is what the penalties ask for."""
 
     teacher_BFCHW: Tensor
     student_BFCHW: Tensor
     prompts: tuple[str, ...]
+    chunks: int = 1  # of each clip
+    teacher_nearby_BFCHW: Tensor | None = None
+    student_nearby_BFCHW: Tensor | None = None
 
 
 class Adversary:
     """A discriminator that learns to tell the student of now from the teacher; one player, ``discriminator``.
 
     An objective by itself (the discriminator's warm-up), and a part of AFD.
+
+    Raises:
+        ValueError: the discriminator does not take what the student's codec gives, or sees latents where the
+            augmentation is one of pixels.
     """
 
     def __init__(self, student: Student, discriminator: nn.Module, config: AdversaryConfig) -> None:
+        require_fitting(discriminator, student.codec)
         self.student, self.discriminator, self.config = student, discriminator, config
         self.sampling = student.config.sampling
+        self.sees = sees(discriminator)
+        self.per_chunk = bool(getattr(discriminator, "per_chunk", False))
+        self.average = None if config.ema_decay is None else Average(discriminator, config.ema_decay)
+        if self.sees == "latents" and config.augmentation != NOTHING:
+            raise ValueError(
+                f"{type(discriminator).__name__} sees latents, and {config.augmentation} is for pixels; "
+                "leave the augmentation out, or take a discriminator that sees pixels"
+            )
+
+    @property
+    def judge(self) -> nn.Module:
+        """Who scores rollouts: the discriminator, or its average where one is kept."""
+        return self.discriminator if self.average is None else self.average.judge
 
     @property
     def players(self) -> tuple[Player, ...]:
@@ -80,8 +127,8 @@ class Adversary:
 
     @property
     def memory(self) -> Mapping[str, nn.Module]:
-        """Nothing but the player itself must survive."""
-        return {}
+        """The averaged weights, where they are kept; else nothing but the player itself must survive."""
+        return {} if self.average is None else {"judge": self.average}
 
     def begin(self, batch: PromptGroup, step: int, generator: torch.Generator) -> Round:
         """Rollouts of the student as it is."""
@@ -92,19 +139,34 @@ class Adversary:
         count = turn.rollouts_PKFCHW.shape[1]
         answers = turn.group.latents_PMFCHW.shape[1]
         dealt = [clips[torch.randperm(count, generator=generator) % answers] for clips in turn.group.latents_PMFCHW]
-        teacher = self.seen(torch.cat(dealt), generator)
-        return [Comparison(teacher, self.seen(turn.rollouts_PKFCHW.flatten(0, 1), generator), turn.prompts)]
+        teacher, student = torch.cat(dealt), turn.rollouts_PKFCHW.flatten(0, 1)
+        return [
+            self._compared(teacher[rows], student[rows], turn.prompts[rows], generator)
+            for rows in self._pieces(len(turn.prompts))
+        ]
 
     def loss(self, player: str, micro: Comparison) -> Loss:
-        """Bradley-Terry over the pairs (AFD Eq. 1)."""
-        teacher_B = self.discriminator(micro.teacher_BFCHW, micro.prompts)
-        student_B = self.discriminator(micro.student_BFCHW, micro.prompts)
-        margin_B = (teacher_B - student_B).detach()
-        metrics = {"pair_accuracy": (margin_B > 0).float().mean(), "margin": margin_B.mean()}
-        return Loss(bradley_terry_loss(teacher_B, student_B), metrics)
+        """Bradley-Terry over the pairs (AFD Eq. 1), or the logistic loss of a GAN, and the penalties with a weight."""
+        teacher_BK = _scores(self.discriminator, micro.teacher_BFCHW, micro.prompts, micro.chunks)
+        student_BK = _scores(self.discriminator, micro.student_BFCHW, micro.prompts, micro.chunks)
+        margin_BK = (teacher_BK - student_BK).detach()
+        value = _LOSSES[self.config.loss](teacher_BK, student_BK)
+        metrics = {"pair_accuracy": (margin_BK > 0).float().mean(), "margin": margin_BK.mean()}
+        sides = (
+            ("r1", self.config.r1, teacher_BK, micro.teacher_nearby_BFCHW),
+            ("r2", self.config.r2, student_BK, micro.student_nearby_BFCHW),
+        )
+        for name, weight, score_BK, moved in sides:
+            if moved is not None:
+                moved_BK = _scores(self.discriminator, moved, micro.prompts, micro.chunks)
+                penalty = gradient_penalty(score_BK, moved_BK, distance=self.config.penalty_distance)
+                value, metrics[name] = value + weight * penalty, penalty.detach()
+        return Loss(value, metrics)
 
     def end(self, turn: Round, step: int) -> Mapping[str, float]:
-        """Nothing to do after a turn."""
+        """Let the average follow."""
+        if self.average is not None:
+            self.average.follow(self.discriminator, step)
         return {}
 
     @torch.no_grad()
@@ -122,14 +184,89 @@ class Adversary:
         )
         return Round(group, made.unflatten(0, (-1, count)))
 
-    @torch.no_grad()
     def scores(self, turn: Round, generator: torch.Generator) -> Tensor:
-        """``score_PK`` of the rollouts: higher looks more like the teacher."""
-        rollouts_BFCHW = turn.rollouts_PKFCHW.flatten(0, 1)
-        score_B = self.discriminator(self.seen(rollouts_BFCHW, generator), turn.prompts)
-        return score_B.detach().float().unflatten(0, turn.rollouts_PKFCHW.shape[:2])
+        """``score_PK`` of the rollouts: higher looks more like the teacher. With chunks, the mean of theirs."""
+        return self._judged(turn.rollouts_PKFCHW, turn.group.prompts, generator).mean(dim=2)
+
+    def chunk_scores(self, turn: Round, generator: torch.Generator) -> Tensor:
+        """``score_PKC`` of every chunk of the rollouts, each of the frames up to the chunk's end.
+
+        Raises:
+            ValueError: the discriminator gives one score per clip.
+        """
+        if not self.per_chunk:
+            raise ValueError(
+                f"{type(self.discriminator).__name__} gives one score per clip, and one per chunk was asked for; "
+                "build the discriminator with MotionConfig(per_chunk=True)"
+            )
+        return self._judged(turn.rollouts_PKFCHW, turn.group.prompts, generator)
+
+    def margins(self, turn: Round, generator: torch.Generator) -> Tensor:
+        """``margin_PMK``: the score of each of the teacher's answers minus that of each rollout of its prompt."""
+        teacher_PM = self._judged(turn.group.latents_PMFCHW, turn.group.prompts, generator).mean(dim=2)
+        return teacher_PM.unsqueeze(2) - self.scores(turn, generator).unsqueeze(1)
+
+    def pair_accuracy(self, turn: Round, generator: torch.Generator) -> float:
+        """The share of pairs in which the teacher's clip has the higher score, a tie counting half.
+
+        Of a turn on prompts that the discriminator did not learn from it says whether the scores can be trusted.
+        """
+        margin_PMK = self.margins(turn, generator)
+        return float((margin_PMK.sign().mean() + 1) / 2)
 
     def seen(self, latents_BFCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """What the discriminator sees of clean latents: decoded pixels, clipped as a screen would, blindfolded."""
-        pixels, _ = self.student.codec.decode(latents_BFCHW.float())
-        return self.config.blindfold(pixels.clamp(-1, 1), generator)
+        """What the discriminator sees of clean latents, the teacher's and the student's alike.
+
+        Pixels: decoded, clipped as a screen would, augmented and blindfolded. Latents: with the blindfold's noise.
+        """
+        config = self.config
+        if self.sees == "latents":
+            latents = latents_BFCHW.float()
+            return config.blindfold.noised(latents, generator) if config.blinded else latents
+        codec = self.student.codec
+        pixels = codec.decode(latents_BFCHW.float())[0].clamp(-1, 1)
+        return config.blindfold(config.augmentation(pixels, codec), generator) if config.blinded else pixels
+
+    def _compared(
+        self, teacher: Tensor, student: Tensor, prompts: tuple[str, ...], generator: torch.Generator
+    ) -> Comparison:
+        config = self.config
+        sides = [self.seen(latents, generator) for latents in (teacher, student)]
+        moved = [
+            nearby(side, distance=config.penalty_distance, generator=generator) if weight else None
+            for side, weight in zip(sides, (config.r1, config.r2), strict=True)
+        ]
+        return Comparison(sides[0], sides[1], prompts, self._chunks(teacher), moved[0], moved[1])
+
+    @torch.no_grad()
+    def _judged(self, latents_PNFCHW: Tensor, prompts: Sequence[str], generator: torch.Generator) -> Tensor:
+        """``score_PNC`` of N clips for each prompt; C is 1 where the discriminator judges whole clips."""
+        clips, whose = latents_PNFCHW.flatten(0, 1), _repeated(prompts, latents_PNFCHW.shape[1])
+        looks = [self._look(clips, whose, generator) for _ in range(self.config.looks)]
+        return torch.stack(looks).mean(0).unflatten(0, latents_PNFCHW.shape[:2])
+
+    def _look(self, clips: Tensor, whose: tuple[str, ...], generator: torch.Generator) -> Tensor:
+        """``score_BC`` of one look at every clip."""
+        parts = [
+            _scores(self.judge, self.seen(clips[rows], generator), whose[rows], self._chunks(clips))
+            for rows in self._pieces(len(whose))
+        ]
+        return torch.cat(parts).float()
+
+    def _chunks(self, latents_BFCHW: Tensor) -> int:
+        return latents_BFCHW.shape[1] // self.student.network.chunk_frames if self.per_chunk else 1
+
+    def _pieces(self, count: int) -> list[slice]:
+        size = self.config.micro_batch or count
+        return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def _scores(judge: nn.Module, clips_BFCHW: Tensor, prompts: Sequence[str], chunks: int) -> Tensor:
+    """``score_BC``, with one column where the discriminator judges whole clips."""
+    if getattr(judge, "per_chunk", False):
+        return cast(ChunkDiscriminator, judge).chunk_scores(clips_BFCHW, prompts, chunks=chunks)
+    return judge(clips_BFCHW, prompts).unsqueeze(1)
+
+
+def _repeated(prompts: Sequence[str], count: int) -> tuple[str, ...]:
+    return tuple(prompt for prompt in prompts for _ in range(count))

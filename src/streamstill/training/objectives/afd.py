@@ -6,21 +6,29 @@ path from noise to that rollout (Eqs. 3-4). Where the paper is silent the choice
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from streamstill.config import require_positive
+from streamstill.config import require_one_of, require_positive
 from streamstill.flow.path import clean_from_velocity, noised
 from streamstill.flow.times import random_levels
 from streamstill.student.network import Network
 from streamstill.student.student import Student
-from streamstill.training.batches import PromptGroup
+from streamstill.training.batches import Examples, PromptGroup
+from streamstill.training.lora import Lora
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
+from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig, NoisedExamples
 from streamstill.training.objectives.objective import Loss, Player
 from streamstill.training.optim import OptimConfig
+from streamstill.training.policies import OldSchedule, Policies, build_policies
+
+CREDITS = ("clip", "chunk")
+ROLLOUTS = ("old", "start")
+REWARD_MAPS = ("centred", "min_max")
+CONTEXTS = ("clean", "noisy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,48 +38,73 @@ class AfdConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4))
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     warmup_turns: int = 0  # in which only the discriminator learns
+    freeze_after: int | None = None  # turns after which the discriminator no longer learns; for comparison
     beta: float = 1.0  # how far the old velocity is pushed to either side (Eq. 4)
     advantage_clip: float = 5.0  # in global standard deviations
     reward_slope: float = 0.25  # reward = 1/2 + slope * advantage, kept within [0, 1]
-    old_decay: float = 0.5  # old <- decay * old + (1 - decay) * student after every update
+    reward_map: Literal["centred", "min_max"] = "centred"  # min_max: over the turn, as in the transcription
+    context: Literal["clean", "noisy"] = "clean"  # what a noised chunk sees of those before it; noisy for comparison
+    old: OldSchedule = field(default_factory=OldSchedule)  # how the lagged student follows
+    lora: Lora | None = None  # adapters that learn and lag; None: all weights learn, the others are copies
+    credit: Literal["clip", "chunk"] = "clip"  # one reward for a rollout, or one for each of its chunks
+    rollouts: Literal["old", "start"] = "old"  # who makes them; the start's are off-policy, for comparison
     prior: float = 0.0  # weight of |velocity - velocity of the start|^2 (Eq. 5)
+    anchor: float = 0.0  # weight of flow matching on the teacher's clips of the turn; ours
     self_normalise: bool = False  # divide each error by its own size, as DiffusionNFT does
     micro_batch: int = 32
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ValueError(f"beta must be positive, got {self.beta}; the usual values are 0.1 and 1")
-        if not 0 <= self.old_decay < 1:
-            raise ValueError(f"old_decay must lie in [0, 1), got {self.old_decay}; 0 copies the student every time")
+        for name, weight in (("prior", self.prior), ("anchor", self.anchor)):
+            if not weight >= 0:
+                raise ValueError(f"{name} must not be negative, got {weight}; 0 leaves it out")
+        if self.freeze_after is not None and self.freeze_after < 0:
+            raise ValueError(f"freeze_after is a number of turns, got {self.freeze_after}; None never freezes")
+        require_one_of(self.credit, CREDITS, "credit")
+        require_one_of(self.rollouts, ROLLOUTS, "maker of rollouts")
+        require_one_of(self.reward_map, REWARD_MAPS, "reward map")
+        require_one_of(self.context, CONTEXTS, "context")
         require_positive(self, "micro_batch")
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether anything is compared with, or made by, the student as it was given."""
+        return self.prior > 0 or self.rollouts == "start"
 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """Rollouts with the reward of each, noised once for every chunk."""
+    """Rollouts with their rewards, noised once for every chunk; rewards in one column are those of whole rollouts."""
 
     rollouts_BFCHW: Tensor
     noise_BFCHW: Tensor
     t_BK: Tensor
-    reward_B: Tensor
+    reward_BK: Tensor
     prompts: tuple[str, ...]
+    anchor: NoisedExamples | None = None  # some of the teacher's clips
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One turn of AFD: a round of rollouts, and whether the student rests."""
+    """One turn of AFD: a round of rollouts, and who rests."""
 
     round: Round
-    warming_up: bool
+    warming_up: bool  # the student rests
+    frozen: bool = False  # the discriminator rests
 
 
-def advantages(score_PK: Tensor) -> Tensor:
+def advantages(score: Tensor) -> Tensor:
     """Scores relative to the mean of their own prompt, in units of one global standard deviation (AFD Eq. 2).
 
     The Bradley-Terry score has an unknown constant per prompt; the prompt's own mean removes it exactly.
+
+    Args:
+        score: shape (prompts, rollouts), or (prompts, rollouts, chunks): then a chunk is compared with the same chunk
+            of the prompt's other rollouts.
     """
-    centred_PK = score_PK - score_PK.mean(dim=1, keepdim=True)
-    return centred_PK / (centred_PK.square().mean().sqrt() + 1e-4)
+    centred = score - score.mean(dim=1, keepdim=True)
+    return centred / (centred.square().mean().sqrt() + 1e-4)
 
 
 def rewards(advantage: Tensor, *, clip: float, slope: float) -> Tensor:
@@ -79,36 +112,57 @@ def rewards(advantage: Tensor, *, clip: float, slope: float) -> Tensor:
     return (0.5 + slope * advantage.clamp(-clip, clip)).clamp(0, 1)
 
 
+def min_max_rewards(advantage: Tensor, *, clip: float) -> Tensor:
+    """Clipped advantages stretched to [0, 1] over the whole turn; 1/2 where all are equal.
+
+    So the transcription of the paper has it. The mean reward is not 1/2, which adds a drift along, or against, plain
+    flow matching on own rollouts.
+    """
+    clipped = advantage.clamp(-clip, clip)
+    low, high = clipped.min(), clipped.max()
+    return torch.where(high > low, (clipped - low) / (high - low).clamp_min(1e-12), torch.full_like(clipped, 0.5))
+
+
 def negative_aware_error(
-    clean: Tensor, clean_old: Tensor, target: Tensor, reward_B: Tensor, *, beta: float, self_normalise: bool
+    clean: Tensor, clean_old: Tensor, target: Tensor, reward: Tensor, *, beta: float, self_normalise: bool
 ) -> Tensor:
-    """Per row: pulled towards a good rollout, pushed away from a bad one (AFD Eq. 4, in clean-latent space).
+    """Per reward: pulled towards a good rollout, pushed away from a bad one (AFD Eq. 4, in clean-latent space).
 
     Two regressions onto the same target share the weight. The first moves the old estimate by beta towards the
     new one, the second by beta the other way, so at reward 1/2 their gradients cancel at the old estimate.
+
+    Args:
+        reward: for the leading axes of the estimates; errors are means over the others.
     """
-    good_B = _error((1 - beta) * clean_old + beta * clean, target, self_normalise)
-    bad_B = _error((1 + beta) * clean_old - beta * clean, target, self_normalise)
-    return (reward_B * good_B + (1 - reward_B) * bad_B) / beta
+    axes = tuple(range(reward.ndim, target.ndim))
+    good = _error((1 - beta) * clean_old + beta * clean, target, axes, self_normalise)
+    bad = _error((1 + beta) * clean_old - beta * clean, target, axes, self_normalise)
+    return (reward * good + (1 - reward) * bad) / beta
 
 
-def _error(estimate: Tensor, target: Tensor, self_normalise: bool) -> Tensor:
-    difference, axes = estimate - target, tuple(range(1, estimate.ndim))
-    error_B = difference.square().mean(axes)
+def _error(estimate: Tensor, target: Tensor, axes: tuple[int, ...], self_normalise: bool) -> Tensor:
+    difference = estimate - target
+    error = difference.square().mean(axes)
     if not self_normalise:
-        return error_B
-    return error_B / difference.detach().abs().mean(axes).clamp_min(1e-5)
+        return error
+    return error / difference.detach().abs().mean(axes).clamp_min(1e-5)
 
 
 class AdversarialFlowDistillation:
     """AFD with two players, ``discriminator`` and then ``student``.
 
-    Rollouts are made by the lagged copy ``old``, few steps, chunk by chunk, each on its own clean past. The update
-    looks at all chunks of a rollout in one pass, each at one of the sampler's own noise levels, given the clean
-    chunks before it.
+    Rollouts are made by the lagged student, few steps, chunk by chunk, each on its own clean past. The update looks
+    at all chunks of a rollout in one pass, each at one of the sampler's own noise levels, given the clean chunks
+    before it. ``policies`` holds the student of now, the lagged one and the start; after training with adapters,
+    ``policies.merged()`` makes the student an ordinary one again.
 
     Args:
-        compare: how scores of shape (prompts, rollouts) become advantages; controls of an experiment give another.
+        compare: how scores of shape (prompts, rollouts), or (prompts, rollouts, chunks) with a credit by chunk,
+            become advantages of one of these shapes; controls of an experiment give another.
+
+    Raises:
+        ModuleNotFoundError: adapters were asked for, and peft is not installed.
+        ValueError: adapters were asked for, and the network has some already or no layer that can be adapted.
     """
 
     def __init__(
@@ -121,28 +175,32 @@ class AdversarialFlowDistillation:
     ) -> None:
         self.student, self.config, self.compare = student, config, compare
         self.adversary = Adversary(student, discriminator, config.adversary)
-        self.old = _frozen_copy(student.network)
-        self.start = _frozen_copy(student.network)
+        self.policies: Policies = build_policies(student.network, config.lora, keep_start=config.needs_start)
+        self._teaching = FlowMatching(student, FlowMatchingConfig(micro_batch=config.micro_batch))
 
     @property
     def players(self) -> tuple[Player, ...]:
         """The discriminator moves first, so that the student is judged by the newest one."""
-        student = Player(name="student", module=self.student.network, optim=self.config.optim)
+        student = Player(name="student", module=self.policies.trained, optim=self.config.optim)
         return (*self.adversary.players, student)
 
     @property
     def memory(self) -> Mapping[str, nn.Module]:
-        """The lagged copy and the frozen start."""
-        return {"old": self.old, "start": self.start}
+        """The lagged student, the start where it is a copy, and what the discriminator's side remembers."""
+        return {**self.adversary.memory, **self.policies.memory}
 
     def begin(self, batch: PromptGroup, step: int, generator: torch.Generator) -> Trial:
         """Roll out the lagged student on the teacher's prompts."""
-        return Trial(self.adversary.roll_out(self.old, batch, generator), step < self.config.warmup_turns)
+        maker = self.policies.old if self.config.rollouts == "old" else self.policies.start
+        with maker() as network:
+            made = self.adversary.roll_out(network, batch, generator)
+        freeze_after = self.config.freeze_after
+        return Trial(made, step < self.config.warmup_turns, freeze_after is not None and step >= freeze_after)
 
     def micro_batches(self, player: str, turn: Trial, generator: torch.Generator) -> Sequence[Comparison | Verdict]:
         """Pairs for the discriminator; judged and noised rollouts for the student."""
         if player == "discriminator":
-            return self.adversary.micro_batches(player, turn.round, generator)
+            return [] if turn.frozen else self.adversary.micro_batches(player, turn.round, generator)
         return [] if turn.warming_up else self._verdicts(turn.round, generator)
 
     def loss(self, player: str, micro: Comparison | Verdict) -> Loss:
@@ -151,61 +209,106 @@ class AdversarialFlowDistillation:
             return self.adversary.loss(player, micro)
         return self._student_loss(micro)
 
-    @torch.no_grad()
     def end(self, turn: Trial, step: int) -> Mapping[str, float]:
-        """Let the lagged copy follow."""
+        """Let the lagged student follow, and the discriminator's average where there is one."""
+        metrics = dict(self.adversary.end(turn.round, step))
         if turn.warming_up:
-            return {}
-        moved = 0.0
-        for old, new in zip(self.old.parameters(), self.student.network.parameters(), strict=True):
-            moved += float((new - old).square().sum())
-            old.lerp_(new, 1 - self.config.old_decay)
-        return {"distance_to_old": moved**0.5}
+            return metrics
+        updates = step + 1 - self.config.warmup_turns
+        return {**metrics, "distance_to_old": self.policies.follow(self.config.old.at(updates))}
 
     def _verdicts(self, turn: Round, generator: torch.Generator) -> list[Verdict]:
         """Score, compare within the prompt, noise, cut into micro batches in random order."""
-        advantage_PK = self.compare(self.adversary.scores(turn, generator))
-        reward_PK = rewards(advantage_PK, clip=self.config.advantage_clip, slope=self.config.reward_slope)
-        reward_B, rollouts, prompts = reward_PK.flatten(), turn.rollouts_PKFCHW.flatten(0, 1), turn.prompts
+        reward_BK = self._rewards(turn, generator)
+        rollouts, prompts = turn.rollouts_PKFCHW.flatten(0, 1), turn.prompts
         noise = torch.randn(rollouts.shape, generator=generator).to(rollouts)
-        sampling, chunks = self.adversary.sampling, rollouts.shape[1] // self.student.network.chunk_frames
+        sampling, chunks = self.adversary.sampling, self._chunks(turn)
         t_BK = random_levels(
             (len(prompts), chunks), steps=sampling.steps, shift=sampling.shift, generator=generator
         ).to(rollouts)
         parts = torch.randperm(len(prompts), generator=generator).split(self.config.micro_batch)
+        anchors = self._anchors(turn.group, len(parts), generator)
         return [
-            Verdict(rollouts[rows], noise[rows], t_BK[rows], reward_B[rows], tuple(prompts[i] for i in rows.tolist()))
-            for rows in parts
+            Verdict(
+                rollouts[rows],
+                noise[rows],
+                t_BK[rows],
+                reward_BK[rows],
+                tuple(prompts[i] for i in rows.tolist()),
+                anchor,
+            )
+            for rows, anchor in zip(parts, anchors, strict=True)
         ]
 
-    def _student_loss(self, verdict: Verdict) -> Loss:
-        target = verdict.rollouts_BFCHW
-        t_BF = verdict.t_BK.repeat_interleave(self.student.network.chunk_frames, dim=1)
-        x_t = noised(target, verdict.noise_BFCHW, t_BF)
-        with torch.no_grad():
-            text_BLD = self.student.encode_prompts(verdict.prompts)
-            velocity_old = _velocity(self.old, x_t, verdict, text_BLD)
-        velocity = _velocity(self.student.network, x_t, verdict, text_BLD)
-        error_B = negative_aware_error(
-            clean_from_velocity(x_t, velocity, t_BF),
-            clean_from_velocity(x_t, velocity_old, t_BF),
-            target,
-            verdict.reward_B,
-            beta=self.config.beta,
-            self_normalise=self.config.self_normalise,
+    def _anchors(self, group: PromptGroup, parts: int, generator: torch.Generator) -> list[NoisedExamples | None]:
+        """The teacher's clips of the turn, noised and dealt out to the micro batches."""
+        if self.config.anchor == 0:
+            return [None] * parts
+        answers = group.latents_PMFCHW.shape[1]
+        whose = tuple(prompt for prompt in group.prompts for _ in range(answers))
+        clips, order = (
+            Examples(group.latents_PMFCHW.flatten(0, 1), whose),
+            torch.randperm(len(whose), generator=generator),
         )
-        metrics = {"reward": verdict.reward_B.mean(), "reward_spread": verdict.reward_B.std(correction=0)}
-        if self.config.prior == 0:
-            return Loss(error_B.mean(), metrics)
-        with torch.no_grad():
-            velocity_start = _velocity(self.start, x_t, verdict, text_BLD)
-        drift = (velocity - velocity_start).square().mean()
-        return Loss(error_B.mean() + self.config.prior * drift, {**metrics, "drift_from_start": drift.detach()})
+        dealt = [clips[rows.tolist()] for rows in order.tensor_split(parts)]
+        return [next(iter(self._teaching.micro_batches("student", part, generator)), None) for part in dealt]
+
+    def _rewards(self, turn: Round, generator: torch.Generator) -> Tensor:
+        """``reward_BK`` of the rollouts: one column for whole rollouts, or one for each chunk."""
+        judge = self.adversary.chunk_scores if self.config.credit == "chunk" else self.adversary.scores
+        advantage, rollouts = self.compare(judge(turn, generator)), tuple(turn.rollouts_PKFCHW.shape[:2])
+        if tuple(advantage.shape) not in (rollouts, (*rollouts, self._chunks(turn))):
+            raise ValueError(
+                f"compare gave advantages of shape {tuple(advantage.shape)}; it must give one for each rollout, "
+                f"{rollouts}, or one for each of their {self._chunks(turn)} chunks"
+            )
+        clip = self.config.advantage_clip
+        if self.config.reward_map == "min_max":
+            reward = min_max_rewards(advantage, clip=clip)
+        else:
+            reward = rewards(advantage, clip=clip, slope=self.config.reward_slope)
+        return reward.flatten(0, 1).reshape(len(turn.prompts), -1)
+
+    def _chunks(self, turn: Round) -> int:
+        return turn.rollouts_PKFCHW.shape[2] // self.student.network.chunk_frames
+
+    def _student_loss(self, verdict: Verdict) -> Loss:
+        t_BF = verdict.t_BK.repeat_interleave(self.student.network.chunk_frames, dim=1)
+        x_t = noised(verdict.rollouts_BFCHW, verdict.noise_BFCHW, t_BF)
+        asked = (x_t, verdict.t_BK, x_t if self.config.context == "noisy" else verdict.rollouts_BFCHW)
+        velocity_start = None
+        with torch.no_grad():  # before the pass with a graph: its activations and theirs are never held together
+            text_BLD = self.student.encode_prompts(verdict.prompts)
+            with self.policies.old() as network:
+                velocity_old = _velocity(network, text_BLD, *asked)
+            if self.config.prior > 0:
+                with self.policies.start() as network:
+                    velocity_start = _velocity(network, text_BLD, *asked)
+        with self.policies.student() as network:
+            velocity = _velocity(network, text_BLD, *asked)
+        estimates = (clean_from_velocity(x_t, velocity, t_BF), clean_from_velocity(x_t, velocity_old, t_BF))
+        loss = self._errors(*estimates, verdict).mean()
+        metrics = {"reward": verdict.reward_BK.mean(), "reward_spread": verdict.reward_BK.std(correction=0)}
+        if velocity_start is not None:
+            drift = (velocity - velocity_start).square().mean()
+            loss, metrics["drift_from_start"] = loss + self.config.prior * drift, drift.detach()
+        if verdict.anchor is not None:
+            with self.policies.student():
+                taught = self._teaching.loss("student", verdict.anchor).value
+            loss, metrics["anchor"] = loss + self.config.anchor * taught, taught.detach()
+        return Loss(loss, metrics)
+
+    def _errors(self, clean: Tensor, clean_old: Tensor, verdict: Verdict) -> Tensor:
+        """One for each reward: rollouts are cut into as many parts as there are columns of rewards."""
+        parts = verdict.reward_BK.shape[1]
+        clean, clean_old, target = (
+            clip.unflatten(1, (parts, -1)) for clip in (clean, clean_old, verdict.rollouts_BFCHW)
+        )
+        beta, self_normalise = self.config.beta, self.config.self_normalise
+        return negative_aware_error(
+            clean, clean_old, target, verdict.reward_BK, beta=beta, self_normalise=self_normalise
+        )
 
 
-def _velocity(network: Network, x_t: Tensor, verdict: Verdict, text_BLD: Tensor) -> Tensor:
-    return network.velocity_in_context(x_t, verdict.t_BK, text_BLD, context_BFCHW=verdict.rollouts_BFCHW).float()
-
-
-def _frozen_copy(network: Network) -> Network:
-    return deepcopy(network).requires_grad_(False)
+def _velocity(network: Network, text_BLD: Tensor, x_t: Tensor, t_BK: Tensor, context_BFCHW: Tensor) -> Tensor:
+    return network.velocity_in_context(x_t, t_BK, text_BLD, context_BFCHW=context_BFCHW).float()

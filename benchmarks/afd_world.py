@@ -1,0 +1,301 @@
+"""AFD beside every baseline on the embedded world, at equal compute or equal updates: trains, judges, prints a table.
+
+    python benchmarks/afd_world.py [--out runs/afd_world] [--students sandwich full] [--methods sft afd ...]
+        [--seeds 0 1 2] [--seconds 150] [--updates N] [--held-out 512] [--quick] [--table]
+
+A base that saw only the loose world; the real world as a black-box teacher, 200 clips. For each seed one warm student
+and one warm discriminator are made and every method goes on from them: for ``--seconds`` of processor time at one
+thread (so that other work on the machine changes nothing), or for ``--updates`` of the student. What is done is kept
+in ``--out`` and not done again; several processes with other seeds may share it. ``--table`` only prints.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from streamstill.config import write_json
+from streamstill.metrics import Interval, interval_over_seeds
+from streamstill.recipes.base import Base, run_base
+from streamstill.recipes.methods import Method, Methods, build_method, score_of
+from streamstill.recipes.quickstart import MOTION, Quickstart, Warmup, held_out, shipped_base, warm_up
+from streamstill.recipes.run_folder import RunFolder
+from streamstill.recipes.stages import averaged, students_clips
+from streamstill.report.comparison import AGAINST_TEACHER, against_teacher, rows_of
+from streamstill.student.student import Student
+from streamstill.teachers import WorldTeacher
+from streamstill.training.objectives.afd import advantages
+from streamstill.training.optim import OptimConfig
+from streamstill.training.trainer import Trainer, TrainerConfig
+from streamstill.types import Clip, ClipRequest
+from streamstill.worlds import World
+
+SHOWN = ("physics_error", "dynamic_degree", "prompt_obedience", "permanence", "sharpness", *AGAINST_TEACHER)
+
+
+def shuffled(score: Tensor) -> Tensor:
+    """The true advantages, dealt to other rollouts."""
+    true = advantages(score)
+    return true.flatten()[torch.randperm(true.numel())].view_as(true)
+
+
+def constant(score: Tensor) -> Tensor:
+    """No advantage for anybody: reward 1/2."""
+    return torch.zeros_like(score)
+
+
+def methods_of(prompts: int = 16, rollouts: int = 8) -> Methods:
+    """The numbers of the comparison; every discriminator looks through the same blindfold."""
+    plain = Methods(prompts_per_update=prompts)
+    adversary = replace(plain.afd.adversary, blindfold=MOTION, rollouts_per_prompt=rollouts, looks=4)
+    few = replace(plain.gan.adversary, blindfold=MOTION, rollouts_per_prompt=2)
+    return replace(
+        plain,
+        afd=replace(plain.afd, adversary=adversary),
+        gan=replace(plain.gan, adversary=few),
+        reward_weighted=replace(plain.reward_weighted, adversary=adversary),
+    )
+
+
+def with_afd(config: Methods, **changes: Any) -> Methods:
+    """The same with other numbers of AFD; ``adversary`` holds changes of the adversary's."""
+    adversary = replace(config.afd.adversary, **changes.pop("adversary", {}))
+    return replace(config, afd=replace(config.afd, adversary=adversary, **changes))
+
+
+def rate(lr: float) -> dict[str, OptimConfig]:
+    """The discriminator's learning rate."""
+    return {"optim": OptimConfig(lr=lr, weight_decay=0.01)}
+
+
+Variant = tuple[str, Callable[[Methods], Methods], Callable[[Tensor], Tensor]]
+VARIANTS: dict[str, Variant] = {
+    "sft": ("sft", lambda m: m, advantages),
+    "afd": ("afd", lambda m: m, advantages),
+    "afd, anchored": (
+        "afd",
+        lambda m: with_afd(replace(m, prompts_per_update=4), anchor=1.0, optim=OptimConfig(lr=1e-4)),
+        advantages,
+    ),
+    "gan": ("gan", lambda m: m, advantages),
+    "gan, anchored": ("gan", lambda m: replace(m, gan=replace(m.gan, anchor=1.0)), advantages),
+    "dmd": ("dmd", lambda m: m, advantages),
+    "reward-weighted": ("reward-weighted", lambda m: m, advantages),
+    "afd, shuffled rewards": ("afd", lambda m: m, shuffled),
+    "afd, rewards 1/2": ("afd", lambda m: m, constant),
+    "afd, off-policy": ("afd", lambda m: with_afd(m, rollouts="start"), advantages),
+    "afd, frozen discriminator": ("afd", lambda m: with_afd(m, freeze_after=0), advantages),
+    "afd, discriminator lr 1e-4": ("afd", lambda m: with_afd(m, adversary=rate(1e-4)), advantages),
+    "afd, discriminator lr 1e-2": ("afd", lambda m: with_afd(m, adversary=rate(1e-2)), advantages),
+    "afd, gan loss": ("afd", lambda m: with_afd(m, adversary={"loss": "gan"}), advantages),
+    "afd, groups of 2": (
+        "afd",
+        lambda m: with_afd(replace(m, prompts_per_update=64), adversary={"rollouts_per_prompt": 2}),
+        advantages,
+    ),
+    "afd, min-max": ("afd", lambda m: with_afd(m, reward_map="min_max"), advantages),
+    "afd, noisy context": ("afd", lambda m: with_afd(m, context="noisy"), advantages),
+    "afd, one look": ("afd", lambda m: with_afd(m, adversary={"looks": 1}), advantages),
+}
+MAIN = tuple(VARIANTS)[:9]
+
+
+class Experiment:
+    """One kind of student: its base, and for each seed what every method starts from."""
+
+    def __init__(self, student: str, asked: argparse.Namespace, console: Console) -> None:
+        self.kind, self.asked, self.console = student, asked, console
+        self.folder: Path = asked.out / student
+        self.teacher = WorldTeacher(World())
+
+    def config(self, seed: int) -> Quickstart:
+        """The quickstart's corner of the world, with a longer warm-up."""
+        asked = self.asked
+        warm = Warmup(steps=asked.warm_steps)
+        return Quickstart(warm=warm, held_out_clips=asked.held_out, clips=asked.clips, seed=seed)
+
+    def base(self) -> Student:
+        """The shipped sandwich, or full attention trained in the same way for half as long."""
+        if self.kind == "sandwich":
+            return shipped_base()
+        folder = self.folder / "base"
+        if not (folder / "student" / "config.json").exists():
+            config = Base(layout="FFFF", steps=self.asked.base_steps)
+            run_base(config, folder, self.console)
+        return Student.from_pretrained(folder / "student")
+
+    def run(self, name: str, seed: int) -> None:
+        """Train, judge and keep, unless it has been done."""
+        kept = self.folder / f"seed{seed}" / f"{_slug(name)}.json"
+        if kept.exists():
+            return
+        config = self.config(seed)
+        base = self.base().resized(config.geometry)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        run = RunFolder.open(self.folder / f"seed{seed}" / "warm", recipe="quickstart", config=config)
+        warmed = warm_up(config, base, run, Console(quiet=True))
+        student, begun = warmed.student, time.process_time()
+        updates = 0
+        if name not in ("base", "warm", "teacher"):
+            kind, change, compare = VARIANTS[name]
+            numbers = change(methods_of())
+            real = self._score(student, warmed.examples, numbers, seed) if kind == "dmd" else None
+            method = build_method(
+                kind, student, warmed.discriminator, warmed.examples, numbers, seed=seed, real=real, compare=compare
+            )
+            updates = self._train(method, seed, begun)
+        seconds = time.process_time() - begun
+        shown = {"base": base, "teacher": None}.get(name, student)
+        result = self._judged(shown, held_out(config), seed)
+        write_json(kept, {"method": name, "seconds": seconds, "updates": updates, **result})
+        self.console.print(f"{self.kind} seed {seed} {name}: {updates} updates in {seconds:.0f} s, {_line(result)}")
+
+    def _score(self, student: Student, examples: Any, numbers: Methods, seed: int) -> Any:
+        """A third of the time goes into the score that dmd matches."""
+        from streamstill.training.objectives.score import StudentScore
+
+        fit = score_of(student, examples, numbers, seed=seed)
+        self._train(fit, seed, time.process_time(), share=1 / 3, player="score")
+        assert isinstance(fit.averaged, Student)
+        return StudentScore(fit.averaged.eval().requires_grad_(False))
+
+    def _train(self, method: Method, seed: int, begun: float, *, share: float = 1.0, player: str = "student") -> int:
+        """Turns until the budget is spent; afterwards the student holds its average, where one is kept."""
+        trainer = Trainer(method.objective, method.batches, TrainerConfig(steps=10**6, seed=seed + 1), Path())
+        step = 0
+        for module in (each.module for each in method.objective.players):
+            module.train()
+        while self._left(step, begun, share):
+            trainer.turn(step)
+            step += 1
+        averaged(trainer, player, method.averaged)
+        return step
+
+    def _left(self, step: int, begun: float, share: float) -> bool:
+        if self.asked.updates:
+            return step < self.asked.updates
+        return time.process_time() - begun < share * self.asked.seconds
+
+    def _judged(self, student: Student | None, requests: list[ClipRequest], seed: int) -> dict[str, Any]:
+        """Rows of every clip, and the numbers of the whole set."""
+        teacher = [self.teacher.generate(request) for request in requests]
+        others = [replace(request, seed=request.seed + 50_000) for request in requests]
+        clips: Sequence[Clip] = (
+            [self.teacher.generate(request) for request in others]
+            if student is None
+            else students_clips(student.eval(), requests, seed=seed)
+        )
+        sets = against_teacher(clips, teacher, requests, seed=seed)
+        rows = [{name: _number(value) for name, value in row.items()} for row in rows_of(clips, requests)]
+        return {"rows": rows, "sets": {name: value.mean for name, value in sets.items()}}
+
+
+def table(out: Path) -> dict[str, dict[str, dict[str, Interval]]]:
+    """Everything that is there: student, method, metric."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for path in sorted(out.glob("*/seed*/*.json")):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(path.parts[-3], {}).setdefault(kept["method"], []).append(kept)
+    return {kind: {name: _pooled(runs) for name, runs in by.items()} for kind, by in found.items()}
+
+
+def _pooled(runs: list[dict[str, Any]]) -> dict[str, Interval]:
+    rows = [[{k: float("nan") if v is None else v for k, v in row.items()} for row in run["rows"]] for run in runs]
+    pooled = interval_over_seeds(rows)
+    for name in AGAINST_TEACHER:
+        values = [run["sets"][name] for run in runs]
+        pooled[name] = Interval(mean=sum(values) / len(values), low=min(values), high=max(values), n=len(values))
+    for name in ("updates", "seconds"):
+        values = [float(run[name]) for run in runs]
+        pooled[name] = Interval(mean=sum(values) / len(values), low=min(values), high=max(values), n=len(values))
+    return pooled
+
+
+def print_table(out: Path) -> None:
+    """Markdown: a row for each method, and how much of the gap from base to teacher it closes."""
+    for kind, by in table(out).items():
+        order = [name for name in ("teacher", "base", "warm", *VARIANTS) if name in by]
+        print(f"\n{kind}\n\n| method | seeds | updates | gap closed |" + "".join(f" {name} |" for name in SHOWN))
+        print("|---|---|---|---|" + "---|" * len(SHOWN))
+        for name in order:
+            row, closed = by[name], ""
+            if {"base", "teacher"} <= by.keys() and name not in ("base", "teacher"):
+                base, best = by["base"]["physics_error"].mean, by["teacher"]["physics_error"].mean
+                closed = f"{(base - row['physics_error'].mean) / (base - best):.0%}"
+            cells = "".join(f" {_cell(row[metric])} |" for metric in SHOWN)
+            print(f"| {name} | {row['updates'].n} | {row['updates'].mean:.0f} | {closed} |{cells}")
+        _draw(by, order, out / f"{kind}.png")
+
+
+def _draw(by: dict[str, dict[str, Interval]], order: list[str], path: Path) -> None:
+    figure, axes = plt.subplots(1, 3, figsize=(12, 0.4 * len(order) + 1.2), sharey=True)
+    for axis, metric in zip(axes, ("physics_error", "dynamic_degree", "sharpness"), strict=True):
+        values = [by[name][metric] for name in order]
+        spans = [[v.mean - v.low for v in values], [v.high - v.mean for v in values]]
+        axis.errorbar([v.mean for v in values], range(len(order)), xerr=spans, fmt="o", capsize=3)
+        axis.set_title(metric.replace("_", " "))
+        axis.grid(visible=True, alpha=0.3)
+    axes[0].set_yticks(range(len(order)), order)
+    axes[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _cell(value: Interval) -> str:
+    return f"{value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]"
+
+
+def _line(result: dict[str, Any]) -> str:
+    values = [row["physics_error"] for row in result["rows"] if row["physics_error"] is not None]
+    motion = [row["dynamic_degree"] for row in result["rows"]]
+    return f"physics error {sum(values) / max(1, len(values)):.3f}, dynamic degree {sum(motion) / len(motion):.3f}"
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else float(value)
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Parse, run what is missing, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--out", type=Path, default=Path("runs/afd_world"))
+    parser.add_argument("--students", nargs="+", default=["sandwich"], choices=["sandwich", "full"])
+    parser.add_argument("--methods", nargs="+", default=list(MAIN), choices=[*VARIANTS, "all"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=150.0)
+    parser.add_argument("--updates", type=int, default=0)
+    parser.add_argument("--held-out", type=int, default=512)
+    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--warm-steps", type=int, default=300)
+    parser.add_argument("--base-steps", type=int, default=3000)
+    parser.add_argument("--quick", action="store_true", help="minutes: 20 s a method, one seed, 64 clips")
+    parser.add_argument("--table", action="store_true")
+    asked = parser.parse_args(words)
+    if asked.quick:
+        asked.seconds, asked.seeds, asked.held_out, asked.warm_steps = 20.0, [0], 64, 100
+    torch.set_num_threads(1)
+    console = Console()
+    names = list(VARIANTS) if "all" in asked.methods else asked.methods
+    for seed in [] if asked.table else asked.seeds:
+        for kind in asked.students:
+            experiment = Experiment(kind, asked, console)
+            for name in ("teacher", "base", "warm", *names):
+                experiment.run(name, seed)
+    print_table(asked.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""``streamstill codec``: an autoencoder learnt from clips, and a light decoder learnt from any codec."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+codec_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+
+Clips = Annotated[Path | None, typer.Option(help="Folder of videos with captions.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder of the teacher cache; instead of --clips.")]
+Size = Annotated[str, typer.Option(help="FRAMESxHEIGHTxWIDTH@FPS.")]
+Steps = Annotated[int | None, typer.Option(help="Steps in all; the default is the recipe's.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. --set batch=2.")
+]
+
+
+@codec_app.command("train")
+def codec_train(
+    clips: Clips = None,
+    cache: Cache = None,
+    size: Size = "16x96x160@8",
+    steps: Steps = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/codec"),
+    overrides: Overrides = None,
+) -> None:
+    """Learn a small causal autoencoder from clips; the same command goes on where it stopped.
+
+    Example: `streamstill codec train --clips my_clips --size 16x96x160@8 --out runs/codec`
+    """
+    from streamstill.cli.collect import parse_size
+    from streamstill.config import with_overrides
+    from streamstill.recipes.codec import CodecTrain, run_codec_train
+    from streamstill.recipes.codec_parts import ClipSource
+
+    source, console = ClipSource(folder=clips, cache=cache), Console(highlight=False)
+    config = CodecTrain(geometry=parse_size(size), steps=CodecTrain.steps if steps is None else steps)
+    run_codec_train(with_overrides(config, overrides or []), source, out, console)
+    given = " ".join(f"--{name} {path}" for name, path in source.named.items())
+    console.print(f"next: [bold]streamstill codec distill {out / 'codec'} {given} --size {size}[/bold]", soft_wrap=True)
+
+
+@codec_app.command("distill")
+def codec_distill(
+    codec: Annotated[str, typer.Argument(help="Folder of a learned codec, a student, or a diffusers autoencoder.")],
+    clips: Clips = None,
+    cache: Cache = None,
+    size: Size = "16x96x160@8",
+    steps: Steps = None,
+    student: Annotated[str, typer.Option(help="Student or preset whose chunks decoding is timed beside.")] = "nano",
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/light_decoder"),
+    overrides: Overrides = None,
+) -> None:
+    """Teach a light causal decoder what a codec decodes; the same command goes on where it stopped.
+
+    Example: `streamstill codec distill runs/codec/codec --clips my_clips --out runs/light_decoder`
+    """
+    from streamstill.cli.collect import parse_size
+    from streamstill.config import with_overrides
+    from streamstill.recipes.codec import CodecDistill, run_codec_distill
+    from streamstill.recipes.codec_parts import ClipSource
+
+    source = ClipSource(folder=clips, cache=cache)
+    config = CodecDistill(
+        codec=codec,
+        geometry=parse_size(size),
+        student=student,
+        steps=CodecDistill.steps if steps is None else steps,
+    )
+    run_codec_distill(with_overrides(config, overrides or []), source, out, Console(highlight=False))

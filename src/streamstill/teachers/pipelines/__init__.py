@@ -1,0 +1,1 @@
+"""Open models run here: any text-to-video pipeline of diffusers as a teacher."""

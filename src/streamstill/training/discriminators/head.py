@@ -1,0 +1,24 @@
+"""From features of a clip to a score that knows the prompt."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from streamstill.codec.text import WordEncoder, WordEncoderConfig
+
+
+class PromptHead(nn.Module):
+    """The score is a projection: ``w . f(clip) + e(prompt) . f(clip)``, so it asks whether the clip fits its prompt."""
+
+    def __init__(self, features: int, text_width: int) -> None:
+        super().__init__()
+        self.text = WordEncoder(WordEncoderConfig(width=text_width))
+        self.prompt = nn.Linear(text_width, features)
+        self.score = nn.Linear(features, 1)
+
+    def forward(self, features: Tensor, prompts: Sequence[str]) -> Tensor:
+        """``score_B`` of features of shape (B, D), ``score_BK`` of (B, K, D)."""
+        wanted = self.prompt(self.text.encode(prompts).mean(dim=1))
+        if features.ndim == 3:
+            wanted = wanted.unsqueeze(1)
+        return self.score(features)[..., 0] + (features * wanted).sum(dim=-1) / wanted.shape[-1] ** 0.5

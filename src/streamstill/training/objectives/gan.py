@@ -1,0 +1,133 @@
+"""A GAN through the rollout: the discriminator's gradient reaches the student by way of the decoded clip."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from streamstill.flow.path import noised
+from streamstill.flow.times import training_times
+from streamstill.student.student import Student
+from streamstill.training.batches import PromptGroup
+from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
+from streamstill.training.objectives.objective import Loss, Player
+from streamstill.training.objectives.rehearsal import Rehearsal, RehearsalConfig, Take, velocity_error
+from streamstill.training.optim import OptimConfig
+
+Kind: TypeAlias = Literal["bradley_terry", "gan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutGanConfig:
+    """How a student learns from the discriminator's gradient."""
+
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4))
+    ema_decay: float | None = None
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
+    warmup_turns: int = 0  # in which only the discriminator learns
+    anchor: float = 0.0  # weight of flow matching on the teacher's clips
+    full_weight_from: float = 0.05  # of the anchor
+
+    def __post_init__(self) -> None:
+        if not (self.warmup_turns >= 0 and self.anchor >= 0):
+            raise ValueError(f"warmup_turns and anchor must not be negative, got {self}")
+        if not 0 < self.full_weight_from <= 1:
+            raise ValueError(f"full_weight_from is a time in (0, 1], got {self.full_weight_from}; the default is 0.05")
+
+
+@dataclass(frozen=True, eq=False)
+class GanTurn:
+    """The prompts with the teacher's answers, the rollouts that the discriminator learns from, and who rests."""
+
+    group: PromptGroup
+    round: Round
+    warming_up: bool
+
+
+def student_loss(student_score_B: Tensor, teacher_score_B: Tensor, kind: Kind) -> Tensor:
+    """What the student minimises: paired, -log P(its clip is preferred to the teacher's); or -log P(it is real).
+
+    The first is Bradley-Terry with the roles exchanged (the relativistic GAN), the second the non-saturating GAN.
+    """
+    return -F.logsigmoid(student_score_B - teacher_score_B if kind == "bradley_terry" else student_score_B).mean()
+
+
+def adversarial_loss(adversary: Adversary, clean_BFCHW: Tensor, take: Take) -> Loss:
+    """The student's loss of clips that have a gradient: decoded, blindfolded and judged beside the teacher's."""
+    assert take.teacher_BFCHW is not None, "the discriminator has been shown the teacher's clips before"
+    dice = take.dice
+    student_B = adversary.discriminator(adversary.seen(clean_BFCHW, dice), take.prompts)
+    with torch.no_grad():
+        teacher_B = adversary.discriminator(adversary.seen(take.teacher_BFCHW, dice), take.prompts)
+    loss = student_loss(student_B.float(), teacher_B.float(), adversary.config.loss)
+    return Loss(loss, {"adversarial": loss.detach(), "fooled": (student_B > teacher_B).float().mean()})
+
+
+class RolloutGan:
+    """The direct GAN; players ``discriminator``, then ``student``.
+
+    Both look at truncated rollouts, so the discriminator judges what the student is made to improve. How the paper on
+    AFD adapted its GAN baseline was not found; the truncation, the anchor and the numbers are ours.
+    """
+
+    def __init__(self, student: Student, discriminator: nn.Module, config: RolloutGanConfig) -> None:
+        self.student, self.config = student, config
+        self.adversary = Adversary(student, discriminator, config.adversary)
+        self.rehearsal = Rehearsal(student, config.rehearsal)
+
+    @property
+    def players(self) -> tuple[Player, ...]:
+        """The discriminator moves first, so that the student is judged by the newest one."""
+        config = self.config
+        student = Player(name="student", module=self.student.network, optim=config.optim, ema_decay=config.ema_decay)
+        return (*self.adversary.players, student)
+
+    @property
+    def memory(self) -> Mapping[str, nn.Module]:
+        """What the adversary remembers."""
+        return self.adversary.memory
+
+    def begin(self, batch: PromptGroup, step: int, generator: torch.Generator) -> GanTurn:
+        """Truncated rollouts of the student as it is, for the discriminator."""
+        made = self.rehearsal.round(batch, self.config.adversary.rollouts_per_prompt, generator)
+        return GanTurn(batch, made, step < self.config.warmup_turns)
+
+    def micro_batches(self, player: str, turn: GanTurn, generator: torch.Generator) -> Sequence[Comparison | Take]:
+        """Pairs for the discriminator; rollouts to be made for the student."""
+        if player == "discriminator":
+            return self.adversary.micro_batches(player, turn.round, generator)
+        if turn.warming_up:
+            return []
+        return self.rehearsal.takes(turn.group, self.config.adversary.rollouts_per_prompt, generator)
+
+    def loss(self, player: str, micro: Comparison | Take) -> Loss:
+        """The discriminator's own; the student's by the rollout, and the anchor."""
+        if isinstance(micro, Comparison):
+            return self.adversary.loss(player, micro)
+        fooling = adversarial_loss(self.adversary, self.rehearsal.perform(micro), micro)
+        if self.config.anchor == 0:
+            return fooling
+        anchor = self._anchor(micro)
+        return Loss(fooling.value + self.config.anchor * anchor, {**fooling.metrics, "anchor": anchor.detach()})
+
+    def end(self, turn: GanTurn, step: int) -> Mapping[str, float]:
+        """Let the adversary finish its turn."""
+        return self.adversary.end(turn.round, step)
+
+    def _anchor(self, take: Take) -> Tensor:
+        """Causal flow matching on the teacher's clips of the take."""
+        clean, network = take.teacher_BFCHW, self.student.network
+        assert clean is not None, "adversarial_loss has asked for it"
+        dice, chunks = take.dice, clean.shape[1] // network.chunk_frames
+        noise = torch.randn(clean.shape, generator=dice).to(clean)
+        shift = self.student.config.sampling.shift
+        t_BK = training_times((len(clean), chunks), shift=shift, generator=dice).to(clean)
+        t_BF = t_BK.repeat_interleave(network.chunk_frames, dim=1)
+        with torch.no_grad():
+            text_BLD = self.student.encode_prompts(take.prompts)
+        velocity = network.velocity_in_context(noised(clean, noise, t_BF), t_BK, text_BLD, context_BFCHW=clean)
+        return velocity_error(velocity, clean, noise, t_BF, full_weight_from=self.config.full_weight_from).mean()

@@ -1,0 +1,79 @@
+"""``streamstill encode`` and training from what it wrote, as a user types them."""
+
+from pathlib import Path
+
+import pytest
+
+from streamstill.codec.learned import LearnedCodec, LearnedCodecConfig
+from streamstill.student.student import Student
+from streamstill.teachers.encoded import EncodedStore
+from tests.cli.conftest import Run
+from tests.codec.tiny_models import saved_text, saved_vae, t5, wan
+from tests.student.borrowed import SIZE, borrowing_student
+
+COLLECT = ("collect", "world", "--count", 3, "--cache", "cache")
+ENCODE = ("encode", "--cache", "cache", "--out", "out")
+TINY_SIZE, WAN_SIZE = "8x16x16@8", "13x16x16@8"
+
+
+def test_collect_then_encode_then_train(run: Run, student: Path) -> None:
+    run(*COLLECT, "--size", TINY_SIZE)
+    told = run(*ENCODE, "--student", student)
+    assert told.status == 0, told.err
+    assert "3 clips, 3 of them new -> out" in told.out
+    assert f"next: streamstill train {student} --cache out" in told.out
+    assert "3 clips, 0 of them new" in run(*ENCODE, "--student", student).out
+    words = ("train", student, "--cache", "out", "--steps", 2, "--out", "taught", "--set", "batch=2")
+    assert run(*words).status == 0
+    assert Student.from_pretrained("taught/student").fingerprint != Student.from_pretrained(student).fingerprint
+
+
+def test_a_student_that_borrows_its_encoders(run: Run, tmp_path: Path) -> None:
+    borrowing_student(tmp_path / "models").save_pretrained("student")
+    Path("prompts.txt").write_text("A red ball is dropped.\n")
+    run(*COLLECT, "--size", WAN_SIZE, "--prompts", "prompts.txt")
+    told = run(*ENCODE, "--student", "student", "--device", "cpu")
+    assert told.status == 0, told.err
+    assert "embeddings of prompts: 1 -> out" in told.out
+    assert len(list(Path("out/text").rglob("*.safetensors"))) == 2  # and that of no prompt
+
+
+def test_codec_and_text_encoder_of_a_pipelines_folder(run: Run) -> None:
+    saved_vae(wan, Path("pipeline/vae"))
+    saved_text(t5, Path("pipeline"), model="text_encoder", tokenizer="tokenizer")
+    run(*COLLECT, "--size", WAN_SIZE)
+    words = ("--codec", "pipeline", "--text", "pipeline", "--tokens", 8, "--weights", "bfloat16", "--dtype", "float32")
+    run(*ENCODE, *words, "--tile", 8).says("tiles of 8 latents cannot share 8")
+    told = run(*ENCODE, *words, "--tile", 9)
+    assert told.status == 0, told.err
+    (first, *_) = EncodedStore.open(Path("out")).find()
+    assert first.request.geometry == SIZE
+
+
+def test_a_learned_codec_and_the_patch_codec(run: Run) -> None:
+    LearnedCodec(LearnedCodecConfig(compression=(2, 4, 4), latent_channels=4, width=8, blocks=1)).save_pretrained(
+        "codec"
+    )
+    run(*COLLECT, "--size", TINY_SIZE)
+    for codec in ("patch", "codec"):
+        assert "3 clips, 3 of them new" in run(*ENCODE, "--codec", codec).out
+    assert len(EncodedStore.open(Path("out"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "give --student, whose codec and text encoder are used, or --codec, and not both"),
+        (("--student", "a", "--codec", "patch"), "and not both"),
+        (("--student", "a", "--tile", 8), "--text, --tokens and --tile go with --codec"),
+        (("--student", "nowhere"), "nowhere is not a student"),
+        (("--codec", "patch", "--teacher", "nobody"), "has 3 clips and none of the teacher 'nobody'"),
+    ],
+)
+def test_bad_input_gets_one_sentence(run: Run, words: tuple[object, ...], said: str) -> None:
+    run(*COLLECT, "--size", TINY_SIZE)
+    run(*ENCODE, *words).says(said)
+
+
+def test_a_cache_that_is_not_there_is_named(run: Run) -> None:
+    run(*ENCODE, "--codec", "patch").says("there is no teacher cache at cache; make one with `streamstill collect")

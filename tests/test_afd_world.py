@@ -1,0 +1,68 @@
+"""The comparison on the embedded world: its arithmetic, and one run of it at the smallest size."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from streamstill.report.comparison import AGAINST_TEACHER, METRICS
+from tests.test_benchmarks import script, tables
+
+main = script("afd_world")
+
+
+def keep(out: Path, method: str, seed: int, physics: list[float | None]) -> None:
+    """What a run of a method leaves behind."""
+    rows = [{**dict.fromkeys(METRICS, 1.0), "physics_error": value} for value in physics]
+    kept: dict[str, Any] = {"method": method, "seconds": 1.0, "updates": 4, "rows": rows}
+    kept["sets"] = dict.fromkeys(AGAINST_TEACHER, 0.5)
+    path = out / "sandwich" / f"seed{seed}" / f"{method}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(kept), encoding="utf-8")
+
+
+def test_the_share_of_the_gap_is_that_of_the_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        keep(tmp_path, "teacher", seed, [0.0, 0.0])
+        keep(tmp_path, "base", seed, [2.0, 2.0])
+        keep(tmp_path, "afd", seed, [0.5 + seed, 0.5 + seed, None])  # means 0.5 and 1.5: half of the gap
+    main(["--out", str(tmp_path), "--table"])
+    (rows,) = tables(capsys.readouterr().out)
+    assert list(rows) == ["teacher", "base", "afd"]
+    seeds, updates, closed, physics = rows["afd"][:4]
+    assert (seeds, updates, closed) == ("2", "4", "50%")
+    mean, _, span = physics.partition(" ")
+    low, high = (float(part) for part in span.strip("[]").split(", "))
+    assert float(mean) == pytest.approx(1.0)
+    assert low <= 0.5 + 1e-9
+    assert high >= 1.5 - 1e-9
+    assert (tmp_path / "sandwich.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_method_is_run_once_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    words = ["--out", str(tmp_path), "--seeds", "0", "--methods", "sft", "--updates", "1"]
+    words += ["--held-out", "8", "--clips", "4", "--warm-steps", "1"]
+    try:
+        main(words)
+        kept = tmp_path / "sandwich" / "seed0" / "sft.json"
+        first, changed = json.loads(kept.read_text(encoding="utf-8")), kept.stat().st_mtime_ns
+        main(words)
+    finally:
+        torch.set_num_threads(threads)
+    assert kept.stat().st_mtime_ns == changed
+    assert first["updates"] == 1
+    assert len(first["rows"]) == 8
+    assert all(set(row) == set(METRICS) for row in first["rows"])
+    assert all(math.isfinite(value) for value in first["sets"].values())
+    assert "sft" in capsys.readouterr().out
+
+
+def test_a_method_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--methods", "magic"])
+    assert "magic" in capsys.readouterr().err
