@@ -85,6 +85,11 @@ VARIANTS: dict[str, Variant] = {
         lambda m: with_afd(replace(m, prompts_per_update=4), anchor=1.0, optim=OptimConfig(lr=1e-4)),
         advantages,
     ),
+    "afd, small updates": (
+        "afd",
+        lambda m: with_afd(replace(m, prompts_per_update=4), optim=OptimConfig(lr=6e-4), adversary={"looks": 16}),
+        advantages,
+    ),
     "gan": ("gan", lambda m: m, advantages),
     "gan, anchored": ("gan", lambda m: replace(m, gan=replace(m.gan, anchor=1.0)), advantages),
     "dmd": ("dmd", lambda m: m, advantages),
@@ -105,7 +110,7 @@ VARIANTS: dict[str, Variant] = {
     "afd, noisy context": ("afd", lambda m: with_afd(m, context="noisy"), advantages),
     "afd, one look": ("afd", lambda m: with_afd(m, adversary={"looks": 1}), advantages),
 }
-MAIN = tuple(VARIANTS)[:9]
+MAIN = tuple(VARIANTS)[:10]
 
 
 class Experiment:

@@ -94,7 +94,7 @@ def test_a_collection_that_is_killed_again_and_again_pays_once(
     capsys: pytest.CaptureFixture[str], requests: int, kills: int, without_keys: bool
 ) -> None:
     pytest.importorskip("tenacity", reason='install the api extra: pip install "streamstill[api]"')
-    words = ["--requests", str(requests), "--kills", str(kills), "--seconds-per-job", "0.1"]
+    words = ["--requests", str(requests), "--kills", str(kills), "--concurrency", "8", "--rate", "2400"]
     script("collect_stress")([*words, "--without-keys"] if without_keys else words)
     counts, verdicts = tables(capsys.readouterr().out)
     assert {is_so for (is_so,) in verdicts.values()} == {"met"}

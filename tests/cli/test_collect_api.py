@@ -18,6 +18,7 @@ from streamstill.teachers import ClipStore
 from streamstill.teachers.api.tally import Tally
 from tests.cli.conftest import Ended, Run
 from tests.teachers.api.server import Trouble, VideoServer
+from tests.teachers.test_plugins import SOURCE, install
 
 VARIABLE = "STREAMSTILL_TEST_KEY"
 FIELDS = {"prompt": "{prompt}", "size": "{size}", "fps": "{fps}", "seed": "{seed}", "num_frames": "{frames}"}
@@ -175,3 +176,20 @@ def test_the_live_table_shows_every_state() -> None:
     shown = dict(zip(head, row, strict=True))
     assert (shown["known"], shown["waiting"], shown["running"], shown["refused"]) == ("1", "2", "3", "1")
     assert shown["money"] == "12.50"
+
+
+def test_a_teacher_that_is_installed_is_collected_by_name(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "installed", "toy-teachers", SOURCE, {"plain": "Plain"})
+    monkeypatch.syspath_prepend(str(tmp_path / "installed"))
+    Path("prompts.txt").write_text("a grey sky\n")
+    Path("plain.json").write_text('{"shade": 3}')
+    given = ("collect", "plain", "--config", "plain.json", "--cache", "cache", "--size", "2x8x8@4", "--count", 2)
+    run(*given).says("the teacher plain has no prompts of its own; give --prompts FILE")
+    assert "2 clips, 2 of them new -> cache" in run(*given, "--prompts", "prompts.txt").out
+    assert "2 clips, 2 of them new -> cache" in run(*given, "--prompts", "prompts.txt", "--set", "shade=5").out
+    store = ClipStore.open(Path("cache"))
+    assert [entry.teacher for entry in store.find()] == ["plain/3", "plain/3", "plain/5", "plain/5"]
+    assert [int(clip.frames_FCHW.mean()) for clip in store.get_many(store.keys())] == [3, 3, 5, 5]
+    run(*given, "--prompts", "prompts.txt", "--budget", 1).says("--budget is for services and plain is none")

@@ -22,9 +22,10 @@ from streamstill.teachers.api.journal import State, read_rows
 from streamstill.teachers.api.submitting import is_idempotent
 from streamstill.teachers.api.tally import ApiCollection, ApiFolder, ApiReport, Plan, Tally, plan
 from streamstill.teachers.api.videos import VideosApi
-from streamstill.teachers.api.videos_config import read_videos_config
+from streamstill.teachers.api.videos_config import read_table, read_videos_config
 from streamstill.teachers.place import Place
 from streamstill.teachers.plugins import find_teacher, is_job_teacher, known_teachers
+from streamstill.teachers.prompts import read_prompts
 from streamstill.teachers.store import request_key
 from streamstill.types import ClipRequest, Geometry
 
@@ -85,7 +86,7 @@ class Asked:
 
     def requests(self, own_prompts: Sequence[str]) -> list[ClipRequest]:
         """Prompt by prompt, then again with the next seed."""
-        prompts = read_prompts(self.prompts) if self.prompts else list(own_prompts)
+        prompts = [row.prompt for row in read_prompts(self.prompts)] if self.prompts else list(own_prompts)
         if not prompts:
             raise ValueError(f"the teacher {self.teacher} has no prompts of its own; give --prompts FILE")
         geometry = parse_size(self.size)
@@ -136,16 +137,6 @@ def parse_size(size: str) -> Geometry:
     return Geometry(frames=frames, height=height, width=width, fps=float(match[4]))
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one a line."""
-    if not path.is_file():
-        raise ValueError(f"there is no prompt file {path}; write one prompt a line")
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"{path} has no prompt in it; write one prompt a line")
-    return prompts
-
-
 def live_table(tally: Tally) -> Table:
     """How a collection stands, in one row."""
     table = Table(*("known", *_ROWS, "money"), box=None)
@@ -167,15 +158,8 @@ def _found(asked: Asked) -> Any:
 
 
 def _options(path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """The fields of a JSON file, with ``key=value`` in place of some of them."""
-    options: Any = {}
-    if path is not None:
-        try:
-            options = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read {path} ({error}); write the teacher's options as a JSON object") from error
-    if not isinstance(options, dict):
-        raise ValueError(f"{path} holds no JSON object; write the teacher's options as one")
+    """The fields of a JSON or TOML file, with ``key=value`` in place of some of them."""
+    options = {} if path is None else dict(read_table(path))
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:

@@ -5,7 +5,6 @@ from pathlib import Path
 from rich.console import Console
 
 from streamstill.cli.collect import Asked
-from streamstill.cli.collect import parse_size as parse_size
 from streamstill.config import require_one_of, with_overrides
 from streamstill.recipes import (
     Base,

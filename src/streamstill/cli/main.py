@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from streamstill.cli.codec import codec_app
+from streamstill.cli.prompts import prompts
 
 app = typer.Typer(
     name="streamstill",
@@ -30,6 +31,8 @@ app.add_typer(
     name="codec",
     help="Train a video codec, or a light decoder for any.\n\nExample: `streamstill codec train --clips my_clips`",
 )
+
+app.command()(prompts)
 
 CTRL_C = 130  # exit status
 
@@ -59,7 +62,9 @@ def distill(
 def collect(
     teacher: Annotated[str, typer.Argument(help="world, loose-world, a folder of clips, api, or an installed one.")],
     cache: Annotated[Path, typer.Option(help="Folder of the teacher cache, or s3://BUCKET/DIR.")] = Path("runs/cache"),
-    prompts: Annotated[Path | None, typer.Option(help="Text file, a prompt a line; else the teacher's own.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A .txt, .csv, .tsv or .jsonl list; else the teacher's own.")
+    ] = None,
     count: Annotated[int, typer.Option(help="Number of clips.")] = 200,
     size: Annotated[str, typer.Option(help="FRAMESxHEIGHTxWIDTH@FPS.")] = "16x32x32@8",
     seed: Annotated[int, typer.Option(help="First seed.")] = 0,

@@ -93,9 +93,9 @@ def cached_examples(cache: Path, student: Student, *, teacher: str) -> ExampleRo
     """
     if EncodedStore.is_at(cache):
         return _encoded_examples(EncodedStore.open(cache), student, teacher=teacher)
-    if not cache.exists():
-        raise ValueError(f"there is no teacher cache at {cache}; make one with `streamstill collect --cache {cache}`")
     store = ClipStore.open(cache)
+    if not len(store):
+        raise ValueError(f"there is no teacher cache at {cache}; make one with `streamstill collect --cache {cache}`")
     entries = [entry for entry in store.find(teacher=teacher or None) if entry.request.geometry == _size(student)]
     if not entries:
         raise ValueError(

@@ -71,7 +71,6 @@ class Place:
         if not self.remote:
             Path(self.uri).parent.mkdir(parents=True, exist_ok=True)
         written: Any = {"storage_options": self.options, "enable_stable_row_ids": True}
-        return lance.write_dataset(table, self.uri, mode='create', data_storage_version=FILE_FORMAT, **written)
         parts = write_fragments(table, self.uri, mode="create", data_storage_version=FILE_FORMAT, **written)
         # ``write_dataset(mode="create")`` looks first and commits later, over whatever another process made meanwhile;
         # without retries the commit fails instead.

@@ -115,7 +115,7 @@ def _filled(parts: Sequence[tuple[str, str | None]], row: PromptRow | None, chos
 
 def _column(row: PromptRow, name: str) -> str:
     value = row.columns.get(name)
-    if isinstance(value, (str, int, float)) and value != "":
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool) and value != "":
         return str(value)
     known = ", ".join(map(repr, (PROMPT, *row.columns)))
     raise ValueError(f"{row.where} has no text or number {name!r} for the template; it has {known}")

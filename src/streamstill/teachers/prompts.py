@@ -7,7 +7,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,12 +80,11 @@ def read_prompts(path: Path, column: str = PROMPT) -> list[PromptRow]:
         FileNotFoundError: there is no such file.
         ValueError: it has another ending, no prompt, or a line that cannot be read, which is named by its number.
     """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
+    if path.suffix.lower() not in ("", ".txt", ".jsonl", *_DELIMITERS):
         raise ValueError(f"cannot tell how prompts are written in {path}; give a .txt, .csv, .tsv or .jsonl file")
     if not path.exists() or path.is_dir():
         raise FileNotFoundError(f"there is no prompt file {path}; write one prompt a line")
-    rows = list(reader(path, _text(path), column))
+    rows = list(_rows(path, column))
     if not rows:
         raise ValueError(f"{path} has no prompt in it; write one prompt a line")
     return rows
@@ -139,7 +138,7 @@ def balance(rows: Sequence[PromptRow], column: str, per_value: int | None = None
             f"{fewest} or fewer, or leave those prompts out"
         )
     room, chosen = Counter(dict.fromkeys(counts, wanted)), set[int]()
-    for i in sorted(range(len(rows)), key=lambda i: (_rank(seed, rows[i].prompt), i)):
+    for i in sorted(range(len(rows)), key=lambda i: (_rank("balance", seed, rows[i].prompt), i)):
         if room[values[i]]:
             room[values[i]] -= 1
             chosen.add(i)
@@ -159,15 +158,22 @@ def split(rows: Sequence[PromptRow], held_out: float | int, *, seed: int = 0) ->
     if isinstance(held_out, float):
         if not 0 < held_out < 1:
             raise ValueError(f"the share to hold out must be between 0 and 1, got {held_out}")
-        outside = {source for source in sources if _rank(seed, source) < held_out * _RANKS}
+        outside = {source for source in sources if _rank("split", seed, source) < held_out * _RANKS}
     else:
         if not 1 <= held_out < len(sources):
             raise ValueError(f"of {len(sources)} prompts at least 1 and not all can be held out, got {held_out}")
-        outside = set(sorted(sources, key=lambda source: (_rank(seed, source), source))[:held_out])
+        outside = set(sorted(sources, key=lambda source: (_rank("split", seed, source), source))[:held_out])
     return Split(
         kept=[row for row in rows if row.source not in outside],
         held_out=[row for row in rows if row.source in outside],
     )
+
+
+def _rows(path: Path, column: str) -> Iterator[PromptRow]:
+    ending, text = path.suffix.lower(), _text(path)
+    if ending in _DELIMITERS:
+        return _from_table(path, text, column)
+    return _from_objects(path, text, column) if ending == ".jsonl" else _from_text(path, text)
 
 
 def _text(path: Path) -> str:
@@ -187,7 +193,7 @@ def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
             yield f"line {number} of {path}", line
 
 
-def _from_text(path: Path, text: str, column: str) -> Iterator[PromptRow]:
+def _from_text(path: Path, text: str) -> Iterator[PromptRow]:
     for where, line in _lines(path, text):
         yield PromptRow(prompt=normalised(line), where=where)
 
@@ -241,15 +247,6 @@ def _row(where: str, prompt: str, values: Mapping[str, Any], column: str) -> Pro
     return PromptRow(prompt=normalised(prompt), columns=columns, where=where)
 
 
-_READERS: dict[str, Callable[[Path, str, str], Iterator[PromptRow]]] = {
-    "": _from_text,
-    ".txt": _from_text,
-    ".csv": _from_table,
-    ".tsv": _from_table,
-    ".jsonl": _from_objects,
-}
-
-
 def _line(path: Path, row: PromptRow) -> str:
     if path.suffix.lower() == ".txt":
         return row.prompt
@@ -265,6 +262,6 @@ def _balanced_value(row: PromptRow, column: str) -> str:
     return text
 
 
-def _rank(seed: int, text: str) -> int:
-    """A number below ``_RANKS`` that is drawn for this text alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\n{text}".encode()).digest()[:8], "big")
+def _rank(purpose: str, seed: int, text: str) -> int:
+    """A number below ``_RANKS``, drawn for this text alone; that of one purpose says nothing of another's."""
+    return int.from_bytes(hashlib.sha256(f"{purpose} {seed}\n{text}".encode()).digest()[:8], "big")

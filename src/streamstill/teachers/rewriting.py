@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from streamstill.teachers.prompts import REWRITTEN_FROM, PromptRow, normalised
 
 INSTRUCTION = (
     "You rewrite prompts for a video generator. Say in one paragraph of plain, visual words what is seen: who or what, "
-    "how it moves, where, in which light, and how the camera moves. Keep the meaning, everything that is named, and the "
+    "how it moves, where, in which light, and how the camera moves. Keep the meaning, all that is named, and the "
     "language of the prompt. Answer with the rewritten prompt alone."
 )
 _PATH = "chat/completions"
@@ -30,7 +30,7 @@ class RewritingConfig:
     """Which language model is asked, and how.
 
     Args:
-        base_url: with the version, as https://api.example.com/v1; a full .../chat/completions is understood.
+        base_url: with the version, as https://api.example.com/v1.
         key_variable: environment variable that holds the key; None for a server without keys.
         instruction: the system message.
         temperature: sent if given.
@@ -50,7 +50,6 @@ class RewritingConfig:
     limits: HttpLimits = field(default_factory=HttpLimits)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base_url", self.base_url.rstrip("/").removesuffix(f"/{_PATH}"))
         AllowedHosts(self.base_url)  # refuses what is no URL
         require_positive(self, "concurrency", "longest")
         if not self.model.strip() or not self.instruction.strip():
@@ -199,9 +198,9 @@ async def rewrite(
     )
 
 
-async def _together(works: Sequence[Any]) -> None:
+async def _together(works: Sequence[Coroutine[Any, Any, None]]) -> None:
     """Wait for all; after the first error or a cancellation the others end, too."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+    tasks = [asyncio.create_task(work) for work in works]
     try:
         await asyncio.gather(*tasks)
     finally:

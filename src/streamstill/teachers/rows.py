@@ -4,9 +4,10 @@ import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-_FILE_FORMAT: Literal["2.1"] = "2.1"  # of Lance; named, so that a newer Lance writes what this one's readers can read
+from streamstill.teachers.place import Place
+
 _OWN_FOLDERS = frozenset({"data", "_versions", "_transactions"})
 
 
@@ -75,14 +76,14 @@ class Rows:
         """
         import lance
 
-        mode = "append" if self._latest() else "create"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        exists = self._latest() is not None
         try:
-            lance.write_dataset(
-                table, str(self.path), mode=mode, data_storage_version=_FILE_FORMAT, enable_stable_row_ids=True
-            )
+            if exists:
+                lance.write_dataset(table, str(self.path), mode="append")
+            else:
+                Place.of(self.path).create(table)
         except OSError as error:
-            if mode == "append" or self._latest() is None:
+            if exists or self._latest() is None:
                 raise self._not_written(table.num_rows, error) from error
             lance.write_dataset(table, str(self.path), mode="append")  # another process has just made the store
 

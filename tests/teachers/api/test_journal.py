@@ -97,7 +97,7 @@ def test_cut_anywhere_it_holds_all_whole_lines_and_goes_on(tmp_path: Path) -> No
     path = tmp_path / "jobs.jsonl"
     written(path)
     content = path.read_bytes()
-    for length in range(0, len(content), 3):
+    for length in range(0, len(content), 11):
         path.write_bytes(content[:length])
         rows, _ = read_rows(path)
         assert len(rows) == content[: content.rfind(b"\n", 0, length) + 1].count(b'"state": "asked"')

@@ -139,7 +139,7 @@ def read_videos_config(path: Path, overrides: Sequence[str] = ()) -> VideosApiCo
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, a field is unknown, missing or wrong; the message names it.
     """
-    values = dict(_loaded(path))
+    values = dict(read_table(path))
     like = values.pop("like", None)
     if like is not None:
         require_one_of(str(like), tuple(SERVICES), "service to be like")
@@ -156,7 +156,13 @@ def _joined(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _loaded(path: Path) -> Mapping[str, Any]:
+def read_table(path: Path) -> Mapping[str, Any]:
+    """The fields that a JSON or TOML file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or holds no table.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; check the name")
     try:
