@@ -23,8 +23,8 @@ class JobStatus:
 class JobTeacher(Protocol):
     """A teacher behind an API. All calls are coroutines; one object serves any number of jobs at once.
 
-    A teacher may have an attribute ``idempotent``: True says that the service takes a submission that is repeated under the
-    same idempotency key for the same job. Without it a submission whose answer was lost is never repeated by itself.
+    A teacher may have an attribute ``idempotent``: True says that the service takes a submission that is repeated under
+    the same idempotency key for the same job. Without it a submission is never repeated when its answer was lost.
 
     The cache knows the teacher by ``name``, so it must say service, model and every setting that changes an answer; it
     never holds a key.
