@@ -170,3 +170,19 @@ def test_a_full_disk_is_one_sentence_and_leaves_whole_lines(tmp_path: Path, monk
         assert "next" not in journal.rows
         asked(journal, "next")
     assert "next" in read_rows(path)[0]
+
+
+def test_only_an_accepted_job_that_ended_without_a_clip_is_an_attempt(tmp_path: Path) -> None:
+    """A crash before the id is on disk must repeat the same attempt, or a clip is paid twice."""
+    with Journal.open(tmp_path / "jobs.jsonl") as journal:
+        seen = []
+        for end in ("withdrawn", "failed", "unsure", "refused"):
+            asked(journal, "a")
+            seen.append(journal.rows["a"].attempt)
+            if end in ("failed", "refused"):
+                journal.accepted("a", f"job {end}")
+            journal.ended("a", end)
+        asked(journal, "a")
+        asked(journal, "a")  # asked again after a crash
+    assert seen == [0, 0, 1, 1]
+    assert read_rows(tmp_path / "jobs.jsonl")[0]["a"].attempt == 2

@@ -92,6 +92,20 @@ def test_a_lost_answer_is_asked_again_under_the_same_key(server: VideoServer) ->
     assert server.paid_twice() == []
 
 
+def test_another_attempt_is_another_job_and_the_same_attempt_is_not(server: VideoServer) -> None:
+    teacher = VideosApi(configured(server))
+
+    async def thrice() -> list[str]:
+        try:
+            return [await teacher.submit(question(), attempt=attempt) for attempt in (0, 1, 1)]
+        finally:
+            await teacher.close()
+
+    first, second, third = asyncio.run(thrice())
+    assert first != second == third
+    assert len(server.paid) == 2
+
+
 def test_without_an_idempotency_header_none_is_sent(server: VideoServer) -> None:
     teacher = VideosApi(configured(server, idempotency_header=""))
     assert submitted(teacher) != submitted(teacher)

@@ -50,7 +50,7 @@ class FalTeacher:
         """Money for one second of video, as configured."""
         return self.config.price
 
-    async def submit(self, request: ClipRequest) -> str:
+    async def submit(self, request: ClipRequest, *, attempt: int = 0) -> str:
         """Queue the request; returns fal's request id.
 
         Raises:

@@ -40,8 +40,12 @@ class JobTeacher(Protocol):
         """Estimated money for one second of video; None where it is not known."""
         ...
 
-    async def submit(self, request: ClipRequest) -> str:
-        """Pay for a clip; returns the job's id. Never repeated for a request whose id is on disk."""
+    async def submit(self, request: ClipRequest, *, attempt: int = 0) -> str:
+        """Pay for a clip; returns the job's id. Never repeated for a request whose id is on disk.
+
+        Args:
+            attempt: how many jobs for this request ended without a clip; each number has its own idempotency key.
+        """
         ...
 
     async def poll(self, job: str) -> JobStatus:

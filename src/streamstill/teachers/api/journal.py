@@ -38,6 +38,7 @@ class Row:
     job: str = ""
     reason: str = ""
     cost: float = 0.0
+    attempt: int = 0  # how many accepted jobs for it have ended without a clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,14 +162,17 @@ def _apply(event: Mapping[str, Any], rows: dict[str, Row], spent: defaultdict[st
     if state not in _STATES:
         raise KeyError(f"unknown state {state!r}")
     if state == "asked":
-        teacher, cost = event["teacher"], event["cost"]
-        rows[key] = Row(key=key, teacher=teacher, request=ClipRequest(**event["request"]), state="asked", cost=cost)
+        teacher, cost, attempt = event["teacher"], event["cost"], rows[key].attempt if key in rows else 0
+        request = ClipRequest(**event["request"])
+        rows[key] = Row(key=key, teacher=teacher, request=request, state="asked", cost=cost, attempt=attempt)
         _count(spent, rows[key], +1)
         return
     old = rows[key]
     if old.state == "asked" and state in ("withdrawn", "refused"):
         _count(spent, old, -1)
-    rows[key] = replace(old, state=state, job=event.get("job", old.job), reason=event.get("reason", ""))
+    lost = old.state == "running" and state in ("refused", "failed", "quarantined")
+    job, reason = event.get("job", old.job), event.get("reason", "")
+    rows[key] = replace(old, state=state, job=job, reason=reason, attempt=old.attempt + lost)
 
 
 def _count(spent: defaultdict[str, Spent], row: Row, clips: int) -> None:

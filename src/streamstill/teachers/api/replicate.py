@@ -51,7 +51,7 @@ class ReplicateTeacher:
         """Money for one second of video, as configured."""
         return self.config.price
 
-    async def submit(self, request: ClipRequest) -> str:
+    async def submit(self, request: ClipRequest, *, attempt: int = 0) -> str:
         """Create a prediction; returns its id.
 
         Raises:

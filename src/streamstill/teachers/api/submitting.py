@@ -75,7 +75,7 @@ class Submitter:
         if not noted:
             self._journal.ask(task.key, self._teacher.name, task.request, self._cost(task))
             self.release(task)
-        return await self._teacher.submit(task.request)
+        return await self._teacher.submit(task.request, attempt=self._journal.rows[task.key].attempt)
 
     def turned_down(self, task: Task) -> None:
         """Surely not accepted, so nothing was paid."""

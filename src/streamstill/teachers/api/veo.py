@@ -64,7 +64,7 @@ class VeoTeacher:
         """Money for one second of video, as configured."""
         return self.config.price
 
-    async def submit(self, request: ClipRequest) -> str:
+    async def submit(self, request: ClipRequest, *, attempt: int = 0) -> str:
         """Start an operation; returns its name.
 
         Raises:

@@ -61,14 +61,15 @@ class VideosApi:
         model = {self.config.model_field: self.config.model} if self.config.model else {}
         return {**model, **self.config.asking.arguments(request)}
 
-    async def submit(self, request: ClipRequest) -> str:
-        """Pay for a clip; a request is always sent under the same idempotency key.
+    async def submit(self, request: ClipRequest, *, attempt: int = 0) -> str:
+        """Pay for a clip; an attempt at a request is always sent under the same idempotency key.
 
         Raises:
             TryAgain, Refused, Hopeless: see ``jobs``.
         """
         header, body = self.config.idempotency_header, self.body(request)
-        headers = {header: request_key(self.name, request)} if header else {}
+        key = request_key(self.name, request) + (f"-{attempt}" if attempt else "")
+        headers = {header: key} if header else {}
         form = {name: _as_text(value) for name, value in body.items()} if self.config.body == "form" else None
         answer = await self._http.ask(
             "POST",
