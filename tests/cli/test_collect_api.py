@@ -113,7 +113,7 @@ def test_a_wrong_key_is_one_sentence_without_the_key(
         (("world", "--budget", "3"), "--budget is for services and world is none; leave it out"),
         (("world", "--retry-failed"), "--retry-failed is for services and world is none"),
         (("world", "--config", "service.json"), "world takes no --config and no --set; leave them out"),
-        (("fal", "--config", "nowhere.json"), "cannot read nowhere.json"),
+        (("fal", "--config", "nowhere.json"), "there is no file nowhere.json; check the name"),
         (("fal", "--set", "price"), "cannot read the override 'price': write it as key=value"),
         (("fal", "--set", "model=a/b"), "the teacher fal has no prompts of its own; give --prompts FILE"),
     ],

@@ -1,6 +1,8 @@
 """The benchmark card: what it says, and that nothing is lost on the way to disk and back."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,3 +144,15 @@ def test_the_machine_has_a_name_and_the_process_a_size() -> None:
     assert "device" not in found
     used = peak_memory_mib("cpu")
     assert used is None or 50 < used < 1e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's own number is taken")
+def test_the_peak_is_the_processs_own_and_not_that_of_who_started_it() -> None:
+    ballast = b"x" * (600 * 2**20)
+    code = "from streamstill.report.card import peak_memory_mib; print(peak_memory_mib('cpu'))"
+    here = peak_memory_mib("cpu")
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(ballast) == 600 * 2**20
+    assert here is not None
+    assert here > 700
+    assert float(child.stdout) < here - 300
