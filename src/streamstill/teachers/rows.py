@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamstill.teachers.place import Place
+from streamstill.teachers.place import Place, first_line
 
 _OWN_FOLDERS = frozenset({"data", "_versions", "_transactions"})
 
@@ -63,7 +63,7 @@ class Rows:
             rows: list[dict[str, Any]] = view.dataset.take([view.offsets[key] for key in keys]).to_pylist()
         except (OSError, ValueError) as error:
             raise OSError(
-                f"the {self.kind.store} {self.path} cannot be read ({_first_line(error)}); "
+                f"the {self.kind.store} {self.path} cannot be read ({first_line(error)}); "
                 "put back a good copy of it, or delete it and collect again"
             ) from error
         return rows
@@ -106,7 +106,7 @@ class Rows:
                 return _viewed(dataset, self._columns)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"the {self.kind.store} {self.path} cannot be read ({_first_line(error)}); put back a good copy, or "
+                f"the {self.kind.store} {self.path} cannot be read ({first_line(error)}); put back a good copy, or "
                 "give another path"
             ) from error
         raise self._of_another_format(version)
@@ -131,7 +131,7 @@ class Rows:
 
     def _not_written(self, count: int, error: OSError) -> OSError:
         full = error.errno == errno.ENOSPC or "os error 28" in str(error)
-        why, remedy = ("the disk is full", "free some space") if full else (_first_line(error), "mend that")
+        why, remedy = ("the disk is full", "free some space") if full else (first_line(error), "mend that")
         return OSError(
             errno.ENOSPC if full else error.errno or errno.EIO,
             f"{count} rows could not be written to the {self.kind.store} {self.path}: {why}; what was there before "
@@ -153,7 +153,3 @@ def _commit_order(row: tuple[int, Mapping[str, Any]]) -> int:
     """Lance numbers rows as they are committed."""
     number: int = row[1]["_rowid"]
     return number
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0].split(", /")[0] if str(error) else type(error).__name__

@@ -73,6 +73,16 @@ class PromptGroup:
     latents_PMFCHW: Tensor
     prompts: tuple[str, ...]
 
+    def dealt(self, count: int, generator: torch.Generator) -> Tensor:
+        """``count`` answers for each prompt, in the prompts' order, dealt out evenly; shape (P count, F, C, H, W)."""
+        answers = self.latents_PMFCHW.shape[1]
+        return torch.cat([clips[torch.randperm(count, generator=generator) % answers] for clips in self.latents_PMFCHW])
+
+
+def repeated(prompts: Sequence[str], count: int) -> tuple[str, ...]:
+    """Every prompt ``count`` times in a row, as the clips of a group lie when they are flattened."""
+    return tuple(prompt for prompt in prompts for _ in range(count))
+
 
 def encode_clip(clip: Clip, codec: VideoCodec, *, device: str = "cpu") -> Tensor:
     """Latents of one clip, shape (F, C, H, W), on this device."""

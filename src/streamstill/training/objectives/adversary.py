@@ -11,7 +11,7 @@ from streamstill.config import require_positive
 from streamstill.streaming.rollout import rollout
 from streamstill.student.network import Network
 from streamstill.student.student import Student
-from streamstill.training.batches import PromptGroup
+from streamstill.training.batches import PromptGroup, repeated
 from streamstill.training.discriminators.augmentation import NOTHING, Augmentation
 from streamstill.training.discriminators.average import Average
 from streamstill.training.discriminators.blindfold import Blindfold
@@ -69,7 +69,7 @@ class Round:
     @property
     def prompts(self) -> tuple[str, ...]:
         """The prompt of each rollout, in the order of the flattened rollouts."""
-        return _repeated(self.group.prompts, self.rollouts_PKFCHW.shape[1])
+        return repeated(self.group.prompts, self.rollouts_PKFCHW.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,9 +137,7 @@ class Adversary:
     def micro_batches(self, player: str, turn: Round, generator: torch.Generator) -> Sequence[Comparison]:
         """As many pairs as rollouts; the teacher's answers are dealt out evenly within their prompt."""
         count = turn.rollouts_PKFCHW.shape[1]
-        answers = turn.group.latents_PMFCHW.shape[1]
-        dealt = [clips[torch.randperm(count, generator=generator) % answers] for clips in turn.group.latents_PMFCHW]
-        teacher, student = torch.cat(dealt), turn.rollouts_PKFCHW.flatten(0, 1)
+        teacher, student = turn.group.dealt(count, generator), turn.rollouts_PKFCHW.flatten(0, 1)
         return [
             self._compared(teacher[rows], student[rows], turn.prompts[rows], generator)
             for rows in self._pieces(len(turn.prompts))
@@ -241,7 +239,7 @@ class Adversary:
     @torch.no_grad()
     def _judged(self, latents_PNFCHW: Tensor, prompts: Sequence[str], generator: torch.Generator) -> Tensor:
         """``score_PNC`` of N clips for each prompt; C is 1 where the discriminator judges whole clips."""
-        clips, whose = latents_PNFCHW.flatten(0, 1), _repeated(prompts, latents_PNFCHW.shape[1])
+        clips, whose = latents_PNFCHW.flatten(0, 1), repeated(prompts, latents_PNFCHW.shape[1])
         looks = [self._look(clips, whose, generator) for _ in range(self.config.looks)]
         return torch.stack(looks).mean(0).unflatten(0, latents_PNFCHW.shape[:2])
 
@@ -266,7 +264,3 @@ def _scores(judge: nn.Module, clips_BFCHW: Tensor, prompts: Sequence[str], chunk
     if getattr(judge, "per_chunk", False):
         return cast(ChunkDiscriminator, judge).chunk_scores(clips_BFCHW, prompts, chunks=chunks)
     return judge(clips_BFCHW, prompts).unsqueeze(1)
-
-
-def _repeated(prompts: Sequence[str], count: int) -> tuple[str, ...]:
-    return tuple(prompt for prompt in prompts for _ in range(count))

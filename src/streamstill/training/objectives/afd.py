@@ -17,7 +17,7 @@ from streamstill.flow.path import clean_from_velocity, noised
 from streamstill.flow.times import random_levels
 from streamstill.student.network import Network
 from streamstill.student.student import Student
-from streamstill.training.batches import Examples, PromptGroup
+from streamstill.training.batches import Examples, PromptGroup, repeated
 from streamstill.training.lora import Lora
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
 from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig, NoisedExamples
@@ -245,7 +245,7 @@ class AdversarialFlowDistillation:
         if self.config.anchor == 0:
             return [None] * parts
         answers = group.latents_PMFCHW.shape[1]
-        whose = tuple(prompt for prompt in group.prompts for _ in range(answers))
+        whose = repeated(group.prompts, answers)
         clips, order = (
             Examples(group.latents_PMFCHW.flatten(0, 1), whose),
             torch.randperm(len(whose), generator=generator),

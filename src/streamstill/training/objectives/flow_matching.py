@@ -11,7 +11,7 @@ from streamstill.flow.path import clean_from_velocity, expand_time, noised, velo
 from streamstill.flow.times import training_times
 from streamstill.student.student import Student
 from streamstill.training.batches import Examples
-from streamstill.training.objectives.objective import Loss, Player
+from streamstill.training.objectives.objective import Loss, Player, require_full_weight_from
 from streamstill.training.optim import OptimConfig
 
 
@@ -27,8 +27,7 @@ class FlowMatchingConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "micro_batch")
-        if not 0 < self.full_weight_from <= 1:
-            raise ValueError(f"full_weight_from is a time in (0, 1], got {self.full_weight_from}; the default is 0.05")
+        require_full_weight_from(self.full_weight_from)
         if not 0 <= self.prompt_dropout < 1:
             raise ValueError(f"prompt_dropout is a share in [0, 1), got {self.prompt_dropout}; 0 hides no prompt")
 

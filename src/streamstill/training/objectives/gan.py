@@ -13,7 +13,7 @@ from streamstill.flow.times import training_times
 from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
-from streamstill.training.objectives.objective import Loss, Player
+from streamstill.training.objectives.objective import Loss, Player, require_full_weight_from
 from streamstill.training.objectives.rehearsal import Rehearsal, RehearsalConfig, Take, velocity_error
 from streamstill.training.optim import OptimConfig
 
@@ -35,8 +35,7 @@ class RolloutGanConfig:
     def __post_init__(self) -> None:
         if not (self.warmup_turns >= 0 and self.anchor >= 0):
             raise ValueError(f"warmup_turns and anchor must not be negative, got {self}")
-        if not 0 < self.full_weight_from <= 1:
-            raise ValueError(f"full_weight_from is a time in (0, 1], got {self.full_weight_from}; the default is 0.05")
+        require_full_weight_from(self.full_weight_from)
 
 
 @dataclass(frozen=True, eq=False)

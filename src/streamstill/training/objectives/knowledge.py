@@ -17,7 +17,7 @@ from streamstill.flow.times import training_times
 from streamstill.student.network import Network
 from streamstill.student.student import Student
 from streamstill.training.homework_batches import Taught
-from streamstill.training.objectives.objective import Loss, Player
+from streamstill.training.objectives.objective import Loss, Player, require_full_weight_from
 from streamstill.training.optim import OptimConfig
 
 Mode: TypeAlias = Literal["bidirectional", "causal"]
@@ -44,8 +44,7 @@ class KnowledgeConfig:
                 f"flow_weight and kd_weight must not be negative and not both 0, "
                 f"got {self.flow_weight} and {self.kd_weight}"
             )
-        if not 0 < self.full_weight_from <= 1:
-            raise ValueError(f"full_weight_from is a time in (0, 1], got {self.full_weight_from}; the default is 0.05")
+        require_full_weight_from(self.full_weight_from)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from streamstill.flow.path import expand_time, velocity_between
 from streamstill.flow.samplers import euler, few_step
 from streamstill.streaming.learning_rollout import RolloutPlan, draw_plan, learning_rollout
 from streamstill.student.student import Student
-from streamstill.training.batches import PromptGroup
+from streamstill.training.batches import PromptGroup, repeated
 from streamstill.training.objectives.adversary import Round
 
 SamplerName: TypeAlias = Literal["euler", "few_step"]
@@ -75,7 +75,7 @@ class Rehearsal:
             ValueError: the teacher's clips have another length than the student's.
         """
         teacher, size = self._dealt(group, count, generator), self.config.micro_batch
-        prompts = tuple(prompt for prompt in group.prompts for _ in range(count))
+        prompts = repeated(group.prompts, count)
         return [
             Take(
                 plan=draw_plan(
@@ -131,9 +131,7 @@ class Rehearsal:
                 f"the teacher's clips have {frames} latent frames, the student's {self.frames}; "
                 "encode clips of the student's geometry"
             )
-        return torch.cat(
-            [clips[torch.randperm(count, generator=generator) % answers] for clips in group.latents_PMFCHW]
-        )
+        return group.dealt(count, generator)
 
 
 def velocity_error(velocity: Tensor, clean: Tensor, noise: Tensor, t: Tensor, *, full_weight_from: float) -> Tensor:

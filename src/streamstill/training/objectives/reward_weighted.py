@@ -17,7 +17,7 @@ from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
 from streamstill.training.objectives.afd import Trial, advantages, rewards
-from streamstill.training.objectives.objective import Loss, Player
+from streamstill.training.objectives.objective import Loss, Player, require_full_weight_from
 from streamstill.training.objectives.rehearsal import velocity_error
 from streamstill.training.optim import OptimConfig
 
@@ -45,8 +45,7 @@ class RewardWeightedConfig:
         require_one_of(self.weighting, get_args(Weighting), "weighting")
         if not (self.temperature > 0 and self.weight_clip > 0):
             raise ValueError(f"temperature and weight_clip must be positive, got {self}")
-        if not 0 < self.full_weight_from <= 1:
-            raise ValueError(f"full_weight_from is a time in (0, 1], got {self.full_weight_from}; the default is 0.05")
+        require_full_weight_from(self.full_weight_from)
 
 
 @dataclass(frozen=True, eq=False)

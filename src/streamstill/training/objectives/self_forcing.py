@@ -17,7 +17,7 @@ from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup
 from streamstill.training.objectives.adversary import Adversary, Comparison, Round
 from streamstill.training.objectives.gan import adversarial_loss
-from streamstill.training.objectives.objective import Loss, Player
+from streamstill.training.objectives.objective import Loss, Player, require_full_weight_from
 from streamstill.training.objectives.rehearsal import Rehearsal, RehearsalConfig, Take, velocity_error
 from streamstill.training.objectives.score import FakeScore, NoisedClips, RealScore, StudentScore, noised_clips
 from streamstill.training.optim import OptimConfig
@@ -42,8 +42,7 @@ class SelfForcingConfig:
         require_positive(self, "rollouts_per_prompt", "fake_steps_per_turn")
         if not 0 < self.times[0] < self.times[1] <= 1:
             raise ValueError(f"times must be two rising times in (0, 1], got {self.times}; the default is (0.02, 0.98)")
-        if not 0 < self.full_weight_from <= 1:
-            raise ValueError(f"full_weight_from is a time in (0, 1], got {self.full_weight_from}; the default is 0.05")
+        require_full_weight_from(self.full_weight_from)
         if not (self.warmup_turns >= 0 and self.adversarial >= 0):
             raise ValueError(f"warmup_turns and adversarial must not be negative, got {self}")
 
