@@ -1,10 +1,9 @@
 """Prompts rewritten by a language model behind any OpenAI-compatible chat endpoint; nothing is asked twice."""
 
-import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from streamstill.config import require_positive, write_json
 from streamstill.teachers.api.hosts import AllowedHosts
 from streamstill.teachers.api.http import HttpLimits, HttpService
 from streamstill.teachers.api.jobs import Refused, TryAgain
-from streamstill.teachers.api.pace import Pace, Retries, again
+from streamstill.teachers.api.pace import Pace, Retries, again, together
 from streamstill.teachers.prompts import REWRITTEN_FROM, PromptRow, normalised
 
 INSTRUCTION = (
@@ -187,7 +186,7 @@ async def rewrite(
                 on_answer(len(answers) + len(refused), len(prompts))
 
     try:
-        await _together([work(waiting) for _ in range(config.concurrency)])
+        await together([work(waiting) for _ in range(config.concurrency)])
     finally:
         await rewriter.close()
     return Rewriting(
@@ -196,17 +195,6 @@ async def rewrite(
         known=known,
         refused=refused,
     )
-
-
-async def _together(works: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Wait for all; after the first error or a cancellation the others end, too."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _rewritten(row: PromptRow, answer: str | None) -> PromptRow:

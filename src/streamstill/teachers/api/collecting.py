@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from streamstill.teachers.api.arrival import Quarantined, arrive
 from streamstill.teachers.api.jobs import Hopeless, JobStatus, JobTeacher, Refused, TryAgain
 from streamstill.teachers.api.journal import Journal, State
-from streamstill.teachers.api.pace import Pace, again
+from streamstill.teachers.api.pace import Pace, again, together
 from streamstill.teachers.api.submitting import Submitter, Task, is_idempotent
 from streamstill.teachers.api.tally import ApiCollection, ApiFolder, ApiReport, Plan, Stopped, Tally, plan
 from streamstill.teachers.collection import due
@@ -106,7 +106,7 @@ class _Run:
         count = min(self._config.concurrency, len(self._paid) + len(self._new))
         committing = asyncio.create_task(self._commit_now_and_then())
         try:
-            await _all_or_first_error([asyncio.create_task(self._worker(committing)) for _ in range(count)])
+            await together([self._worker(committing) for _ in range(count)])
         finally:
             self._all_asked.set()
             await committing
@@ -253,13 +253,3 @@ def _tasks(requests: Mapping[str, ClipRequest], folder: ApiFolder, *, paid: bool
 
 def _ignored(tally: Tally) -> None:
     """Nobody watches."""
-
-
-async def _all_or_first_error(tasks: list["asyncio.Task[None]"]) -> None:
-    """Wait for all; after an error or a cancellation the others are cancelled and waited for."""
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

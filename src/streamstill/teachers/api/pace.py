@@ -3,7 +3,7 @@
 import asyncio
 import importlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -106,3 +106,14 @@ def _tenacity() -> Any:
         return importlib.import_module("tenacity")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('tenacity is not installed; run: pip install "streamstill[api]"') from error
+
+
+async def together(works: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all; after the first error or a cancellation the others end, too."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -8,10 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from streamstill.codec.pretrained import library
 from streamstill.config import require_positive
 from streamstill.training.discriminators.discriminator import Sees, require_clips
 from streamstill.training.discriminators.head import PromptHead
-from streamstill.training.discriminators.pretrained import IMAGENET, evenly, library, model_type, normalised, resized
+from streamstill.training.discriminators.pretrained import IMAGENET, evenly, model_type, normalised, resized
 
 EXTRA = "encoders"
 CLASSES = {"vjepa2": "VJEPA2Model", "videomae": "VideoMAEModel"}

@@ -1,28 +1,16 @@
 """Loading what discriminators borrow from `transformers`, and fitting clips to what such a model takes."""
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from streamstill.codec.pretrained import library
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of pixels in [0, 1]
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-
-
-def library(name: str, extra: str) -> Any:
-    """An optional library.
-
-    Raises:
-        ModuleNotFoundError: it is not installed; the message says how to install it.
-    """
-    if importlib.util.find_spec(name) is None:
-        raise ModuleNotFoundError(f'{name} is not installed; run: pip install "streamstill[{extra}]"')
-    return importlib.import_module(name)
 
 
 def model_type(path_or_repo: str | Path, known: Sequence[str], *, extra: str) -> str:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from streamstill.codec.pretrained import library
 from streamstill.config import require_positive
 from streamstill.training.discriminators.discriminator import Sees, require_clips
-from streamstill.training.discriminators.pretrained import CLIP, evenly, library, model_type, normalised, resized
+from streamstill.training.discriminators.pretrained import CLIP, evenly, model_type, normalised, resized
 
 EXTRA = "encoders"
 LORA_LAYERS = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
