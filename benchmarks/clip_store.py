@@ -1,13 +1,16 @@
-"""How fast the teacher cache appends, reads and lists: prints the tables of docs/collect.md.
+"""How fast the teacher cache appends, reads and lists: prints the table of docs/benchmarks.md.
 
-    python benchmarks/clip_store.py [--clips 640] [--rows 1000000] [--seconds 10] [--noisy 0.5] [--store s3://BUCKET/DIR]
+    python benchmarks/clip_store.py [--clips 640] [--rows 1000000] [--seconds 10] [--noisy 0.5]
+    python benchmarks/clip_store.py --rows 0 --store s3://BUCKET/DIR --endpoint http://127.0.0.1:9000
 
 Clips are 24x64x64, drawn by the embedded world or noise, which no compression shortens. The million
-rows have one pixel each: listing reads none. Readers and the writer are processes of their own.
+rows have one pixel each: listing reads none. Readers and the writer are processes of their own. The keys
+of an S3-compatible service come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION.
 """
 
 import argparse
 import hashlib
+import os
 import statistics
 import subprocess
 import sys
@@ -81,6 +84,23 @@ def read_many(store: ClipStore, there: int, count: int, seed: int) -> float:
     return count / (time.perf_counter() - start)
 
 
+def read_epoch(store: ClipStore, seed: int) -> float:
+    """Clips a second, all of them once in a random order."""
+    import torch  # not by the readers: eight of them would load it
+
+    start = time.perf_counter()
+    count = sum(1 for _ in store.epoch(generator=torch.Generator().manual_seed(seed)))
+    return count / (time.perf_counter() - start)
+
+
+def copied(store: ClipStore) -> Iterator[tuple[str, float, str]]:
+    """How fast a far store is copied to a folder, and read there."""
+    with tempfile.TemporaryDirectory() as folder:
+        start, copy = time.perf_counter(), ClipStore.open(folder)
+        yield "copied to a folder, clips/s", store.copy_to(copy) / (time.perf_counter() - start), "-"
+        yield "random read of that copy, clips/s", read(copy, len(copy), len(copy), seed=5), ">= 500"
+
+
 def write_rows(place: Path, count: int) -> None:
     """A store of so many tiny clips, 256 rows a file as after ``compact``."""
     import lance
@@ -108,6 +128,11 @@ def write_rows(place: Path, count: int) -> None:
             enable_stable_row_ids=True,
             max_rows_per_file=256,
         )
+
+
+def read_row(store: ClipStore, key: str) -> None:
+    """All that ``get`` does but to make a clip: the rows hold no whole pixels."""
+    assert store._rows.take([key])[0]["pixels"] == b"rgb"
 
 
 def timed(call: Callable[[], Any], rounds: int = 3) -> tuple[float, Any]:
@@ -170,12 +195,15 @@ def measure(place: str, arguments: argparse.Namespace) -> Iterator[tuple[str, fl
     yield "append, one clip a commit, clips/s", append(store, clips, arguments.clips // 8, commit=1), "-"
     yield "random read, clips/s", read(ClipStore.open(place), len(store), arguments.clips, seed=1), ">= 500"
     yield "random read, 64 at once, clips/s", read_many(store, len(store), arguments.clips, seed=3), ">= 500"
-    if not Place.of(place).remote:
-        store.compact()
-        yield "random read after compact, clips/s", read(store, len(store), arguments.clips, seed=2), ">= 500"
+    yield "epoch in random order, clips/s", read_epoch(ClipStore.open(place), seed=4), ">= 500"
     writing, reading = together(str(place), clips, arguments.seconds, arguments.noisy)
     yield f"1 writer beside {READERS} readers, clips/s written", writing, "-"
     yield f"{READERS} readers beside 1 writer, clips/s read by all", reading, "-"
+    store.compact()
+    yield "after compact: random read, clips/s", read(store, len(store), arguments.clips, seed=2), ">= 500"
+    yield "after compact: epoch in random order, clips/s", read_epoch(ClipStore.open(place), seed=6), ">= 500"
+    if Place.of(place).remote:
+        yield from copied(store)
 
 
 def measure_list(place: Path, rows: int) -> Iterator[tuple[str, float, str]]:
@@ -188,30 +216,46 @@ def measure_list(place: Path, rows: int) -> Iterator[tuple[str, float, str]]:
     seconds, found = timed(lambda: store.find(prompt="ball number 7 is dropped"))
     assert len(found) == -(-(rows - 7) // 5000)
     yield f"find a prompt among {rows}, seconds", seconds, "-"
+    seconds, found = timed(lambda: store.find(teacher=TEACHER), rounds=1)
+    assert len(found) == rows
+    yield f"find all {rows}, seconds", seconds, "-"
     yield "is a key there, microseconds", 1e6 * timed(lambda: keys[rows // 2] in store)[0], "-"
+    places = iter(np.random.default_rng(0).integers(0, rows, 20).tolist())
+    yield (
+        f"get one of {rows}, milliseconds",
+        1e3 * timed(lambda: read_row(store, keys[next(places)]), rounds=20)[0],
+        "-",
+    )
 
 
 def main(words: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=640)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the long store; 0 leaves it out")
     parser.add_argument("--seconds", type=float, default=10.0, help="of readers and a writer together")
     parser.add_argument("--noisy", type=float, default=0.5, help="share of clips that are noise")
     parser.add_argument("--store", help="where to put the clips; without it a folder that is deleted")
+    parser.add_argument("--endpoint", help="of an S3-compatible service, for --store s3://BUCKET/DIR")
     parser.add_argument("--follow", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
     if arguments.follow:
         path, there, seconds, seed, noisy = arguments.follow
         follow(path, int(there), float(seconds), int(seed), float(noisy))
         return
+    if arguments.endpoint:
+        os.environ["AWS_ENDPOINT_URL"] = arguments.endpoint
     print("| what | measured | target |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
-        place = arguments.store or str(Path(temporary) / "clips")
-        for name, value, target in measure(place, arguments):
+        for name, value, target in everything(Path(temporary), arguments):
             print(f"| {name} | {value:.3g} | {target} |", flush=True)
-        for name, value, target in measure_list(Path(temporary) / "rows", arguments.rows):
-            print(f"| {name} | {value:.3g} | {target} |", flush=True)
+
+
+def everything(temporary: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, float, str]]:
+    """The rows of the table."""
+    yield from measure(arguments.store or str(temporary / "clips"), arguments)
+    if arguments.rows:
+        yield from measure_list(temporary / "rows", arguments.rows)
 
 
 if __name__ == "__main__":

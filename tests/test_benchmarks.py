@@ -109,8 +109,19 @@ def test_a_collection_that_is_killed_again_and_again_pays_once(
 def test_the_speed_of_the_cache_is_measured_where_it_is_right(capsys: pytest.CaptureFixture[str]) -> None:
     script("clip_store")(["--clips", "64", "--rows", "6000", "--seconds", "0.5"])
     (speeds,) = tables(capsys.readouterr().out)
-    assert len(speeds) == 10
+    assert len(speeds) == 14
     assert all(float(measured) > 0 for measured, _ in speeds.values())
+
+
+@pytest.mark.slow
+def test_the_speed_of_a_cache_in_a_bucket_is_measured_too(
+    bucket: str, service: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script("clip_store")(["--clips", "32", "--rows", "0", "--seconds", "0.5", "--store", bucket, "--endpoint", service])
+    (speeds,) = tables(capsys.readouterr().out)
+    assert len(speeds) == 11
+    assert all(float(measured) > 0 for measured, _ in speeds.values())
+    assert {"copied to a folder, clips/s", "random read of that copy, clips/s"} < speeds.keys()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)

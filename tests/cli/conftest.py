@@ -3,7 +3,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
+from streamstill.codec.light_decoder import LightDecoder, LightDecoderConfig
+from streamstill.codec.patch import PatchCodec
 from tests.recipes.tiny import saved_student, streamstill
 
 
@@ -43,3 +46,16 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny student: 8 frames of 16x16 at 8 a second."""
     return saved_student(tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture(scope="module")
+def light_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a light decoder with fresh weights, for the codec of the tiny student."""
+    return saved_light_decoder(tmp_path_factory.mktemp("light_decoder"), PatchCodec())
+
+
+def saved_light_decoder(folder: Path, codec: PatchCodec) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LightDecoder(LightDecoderConfig.of(codec, width=8)).save_pretrained(folder)
+    return folder

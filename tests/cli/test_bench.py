@@ -1,14 +1,21 @@
 """``streamstill bench``: a card for a student and for a preset, and one sentence for what cannot be measured."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from streamstill.codec.learned import LearnedCodec, LearnedCodecConfig
+from streamstill.codec.light_decoder import LightDecoder, LightDecoderConfig
 from streamstill.report.card import read_card
+from streamstill.student.sandwich import SandwichConfig
+from streamstill.student.student import build_student
+from streamstill.testing import tiny_student
 from tests.cli.conftest import Run
 from tests.cli.test_cli import next_command
+from tests.codec.parts import codec
 from tests.recipes.tiny import files
 
 QUICK = ("--ages", "1,2", "--rounds", 1, "--steps", 1, "--out", "card.json")
@@ -31,6 +38,32 @@ def test_a_student_is_measured_with_its_codec(run: Run, student: Path) -> None:
     assert card.as_markdown() in told.out
     assert "card -> card.json and card.md" in told.out
     assert next_command(told.out) == f'streamstill stream {student} --prompt "A red ball is dropped."'
+
+
+def test_a_light_decoder_is_timed_and_named_on_the_card(run: Run, student: Path, light_decoder: Path) -> None:
+    told = run("bench", student, *QUICK, "--dtype", "bfloat16", "--width", 32, "--light-decoder", light_decoder)
+    assert told.status == 0, told.err
+    card = read_card(Path("card.json"))
+    assert card.subject.decoder == f"light decoder {light_decoder} of PatchCodec"
+    assert card.timing.decode_share is not None
+    assert f"| decode | {card.subject.decoder}, {card.timing.decode_share:.1%} of end to end |" in told.out
+    assert next_command(told.out).endswith(f'--prompt "A red ball is dropped." --light-decoder {light_decoder}')
+
+
+def test_a_light_decoder_is_checked_against_the_students_learned_codec_in_half_precision_too(run: Run) -> None:
+    codec(seed=0).save_pretrained("codec")
+    codec(seed=1).save_pretrained("other")
+    for name in ("codec", "other"):
+        full = LearnedCodec.from_pretrained(name)
+        LightDecoder(LightDecoderConfig.of(full, width=8)).save_pretrained(f"light_of_{name}")
+    config = tiny_student().config
+    assert isinstance(config.network, SandwichConfig)
+    network = replace(config.network, latent_channels=6)
+    build_student(replace(config, network=network, codec=LearnedCodecConfig.of("codec")), seed=0).save_pretrained("s")
+    words = ("bench", "s", *QUICK, "--dtype", "bfloat16", "--light-decoder")
+    told = run(*words, "light_of_codec")
+    assert told.status == 0, told.err
+    run(*words, "light_of_other").says("this light decoder was made for another codec of the same sizes")
 
 
 def test_a_student_can_be_measured_at_another_size(run: Run, student: Path) -> None:
@@ -96,6 +129,7 @@ def test_a_compiled_student_is_measured(run: Run, student: Path) -> None:
         (("nano", "--steps", "0"), "a sampler needs steps >= 1"),
         (("nano", "--layout", "LL"), "the layout 'LL' has 2 blocks, the preset nano has a budget of 4"),
         (("nano", "--out", "card.txt"), "--out must be the name of a json file, got card.txt"),
+        (("nano", "--light-decoder", "x"), "--light-decoder belongs to a student's codec, and nano is a preset"),
     ],
 )
 def test_what_cannot_be_measured_says_why_and_writes_nothing(run: Run, words: tuple[str, ...], said: str) -> None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from streamstill.codec.light_decoder import LightCodec
+from streamstill.codec.patch import PatchCodec
 from streamstill.codec.video import to_frames
 from streamstill.flow.times import Sampling
 from streamstill.media import read_clip, write_clip
@@ -14,7 +16,7 @@ from streamstill.streaming.session import Session, still_opening
 from streamstill.streaming.whole import sample_whole
 from streamstill.student.student import Student
 from streamstill.types import Clip, Frames
-from tests.cli.conftest import Ended, Run
+from tests.cli.conftest import Ended, Run, saved_light_decoder
 
 PROMPT = "A red ball is dropped."
 
@@ -91,6 +93,59 @@ def test_a_clip_in_one_piece_can_begin_with_a_picture_too(run: Run, student: Pat
     assert np.abs(frames_of("v.mp4")[:4].astype(int) - frames_of("still.mp4")).mean() < 4
     said = "--first-frame fills 4 frames; --frames must be more than that, got 4"
     stream(run, student, "--whole", "--first-frame", picture, frames=4).says(said)
+
+
+def test_a_light_decoder_decodes_what_the_student_makes(run: Run, student: Path, light_decoder: Path) -> None:
+    told = stream(run, student, "--light-decoder", light_decoder)
+    assert told.status == 0, told.err
+    maker = Student.from_pretrained(student)
+    codec = LightCodec.from_pretrained(light_decoder, maker.codec)
+    session = Session(maker, PROMPT, sampling=Sampling(), seed=0, codec=codec)
+    expect(np.concatenate([session.next_chunk() for _ in range(3)])[:10])
+    light = frames_of("v.mp4")
+    stream(run, student)
+    assert not np.array_equal(frames_of("v.mp4"), light)
+
+
+def test_a_clip_in_one_piece_is_decoded_by_the_light_decoder_too(
+    run: Run, student: Path, light_decoder: Path, picture: Path
+) -> None:
+    assert stream(run, student, "--whole", "--light-decoder", light_decoder, "--first-frame", picture).status == 0
+    maker = Student.from_pretrained(student)
+    light = LightCodec.from_pretrained(light_decoder, maker.codec)
+    opening = still_opening(maker, colours())
+    with torch.no_grad():
+        latents = sample_whole(
+            maker.network,
+            maker.encode_prompts([PROMPT]),
+            frames=5,
+            latent_shape=maker.latent_shape[1:],
+            sampling=Sampling(),
+            generator=torch.Generator().manual_seed(0),
+            empty_text_BLD=maker.encode_nothing(1),
+            opening_BFCHW=opening,
+        )
+        expect(to_frames(light.decode(latents)[0][0]))
+
+
+def test_a_light_decoder_that_cannot_serve_is_one_sentence(
+    run: Run, student: Path, light_decoder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("others")
+    run_folder = elsewhere / "run"
+    saved_light_decoder(run_folder / "light_decoder", PatchCodec())
+    other = saved_light_decoder(elsewhere / "other", PatchCodec(size=2))
+    said = {
+        Path("nowhere"): "there is no folder nowhere with a light decoder; `streamstill codec distill` makes one",
+        elsewhere: f"{elsewhere} is no light decoder: it has no config.json",
+        student: "describes no light decoder",
+        run_folder: f"{run_folder} is the run that made a light decoder; give {run_folder / 'light_decoder'}",
+        other: "this light decoder was made for latents of (24, (2, 2, 2), 2) (channels, compression, first frames)",
+    }
+    for folder, sentence in said.items():
+        stream(run, student, "--light-decoder", folder).says(sentence)
+        run("bench", student, "--light-decoder", folder).says(sentence)
+    assert not list(Path.cwd().iterdir())
 
 
 @pytest.mark.parametrize(

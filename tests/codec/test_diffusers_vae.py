@@ -261,3 +261,18 @@ def test_a_config_that_makes_no_sense_is_refused(change: dict[str, Any], said: s
     good = DiffusersCodecConfig(source="x", family="wan", latent_channels=16, compression=(4, 8, 8))
     with pytest.raises(ValueError, match=said):
         replace(good, **change)
+
+
+@every
+def test_one_that_is_in_memory_is_the_same_codec_as_the_one_on_disk(name: str, folders: Callable[[str], Path]) -> None:
+    loaded = DiffusersCodec.from_pretrained(folders(name))
+    autoencoder = type(BUILDERS[name]()).from_pretrained(folders(name))
+    ours = DiffusersCodec.of(autoencoder, folders(name), tile=8, overlap=2)
+    assert ours.config == replace(loaded.config, tile=8, overlap=2)
+    assert ours.loaded
+    assert torch.equal(ours.encode(clip(ours)), loaded.encode(clip(loaded)))
+
+
+def test_one_in_memory_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="there holds Linear, which is no codec here"):
+        DiffusersCodec.of(torch.nn.Linear(1, 1), "there")

@@ -57,15 +57,51 @@ def test_the_first_frames_latents_do_not_depend_on_later_frames() -> None:
     assert not torch.equal(ours.encode(one)[:, 2:], ours.encode(other)[:, 2:])
 
 
-def test_calibrated_latents_have_mean_0_and_variance_1_and_decode_to_the_same_pixels() -> None:
-    ours, clips = codec(), [pixels(seed=seed) for seed in range(3)]
+def moments_of(ours: LearnedCodec, clips: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every latent channel over the clips."""
+    latents = torch.cat([ours.encode(clip) for clip in clips]).transpose(1, 2).flatten(2)
+    return latents.mean(dim=(0, 2)), latents.var(dim=(0, 2), correction=0)
+
+
+@pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
+def test_calibrated_latents_have_mean_0_and_variance_1_on_average_and_decode_to_the_same_pixels(
+    whitening: float,
+) -> None:
+    ours, clips = codec(replace(TINY_CODEC, whitening=whitening)), [pixels(seed=seed) for seed in range(3)]
     before = [ours.decode(ours.encode(clip))[0] for clip in clips]
     ours.calibrate(clips)
-    latents = torch.cat([ours.encode(clip) for clip in clips]).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(latents.mean(dim=(0, 2)), torch.zeros(6), rtol=0, atol=1e-5)
-    torch.testing.assert_close(latents.var(dim=(0, 2), correction=0), torch.ones(6), rtol=1e-4, atol=0)
+    mean_C, variance_C = moments_of(ours, clips)
+    torch.testing.assert_close(mean_C, torch.zeros(6), rtol=0, atol=1e-5)
+    torch.testing.assert_close(variance_C.mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
+    assert bool((variance_C.std() < 1e-4) == (whitening == 1))
     for clip, known in zip(clips, before, strict=True):
         torch.testing.assert_close(ours.decode(ours.encode(clip))[0], known, rtol=1e-4, atol=1e-5)
+
+
+def begun(whitening: float) -> LearnedCodec:
+    ours = codec(replace(TINY_CODEC, whitening=whitening)).double()
+    ours.begin_with([smooth_pixels().double()])
+    ours.calibrate([smooth_pixels().double()])
+    return ours
+
+
+def test_without_whitening_an_error_in_any_channel_is_as_large_in_pixels() -> None:
+    def moved(ours: LearnedCodec) -> Tensor:
+        latents = torch.zeros(7, 1, 6, 1, 1, dtype=torch.float64)
+        latents[1:, 0, :, 0, 0] = torch.eye(6, dtype=torch.float64)  # a clip for each channel, after one with none
+        made = ours.decode(latents)[0]
+        return (made[1:] - made[:1]).square().sum(dim=(1, 2, 3, 4))
+
+    assert moved(begun(0.0)).std() < 1e-6 * moved(begun(0.0)).mean()
+    assert moved(begun(1.0)).max() > 10 * moved(begun(1.0)).min()
+
+
+def test_half_of_the_whitening_is_half_of_the_way() -> None:
+    clip = [smooth_pixels().double()]
+    none, half, full = (moments_of(begun(whitening), clip)[1].sqrt() for whitening in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(full, torch.ones_like(full))
+    assert bool((none.diff() < 0).all())  # the first component is the largest
+    torch.testing.assert_close(half / half[0], (none / none[0]).sqrt())
 
 
 def test_calibrating_twice_is_calibrating_once() -> None:
@@ -77,10 +113,15 @@ def test_calibrating_twice_is_calibrating_once() -> None:
     assert torch.equal(ours.std_C, std)
 
 
-def test_a_channel_that_never_changes_is_not_blown_up() -> None:
-    ours = codec()
-    ours.calibrate([torch.zeros(1, 2, 3, 4, 4)])
-    assert torch.equal(ours.std_C, torch.ones(6))
+@pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
+def test_a_channel_that_never_changes_is_not_blown_up(whitening: float) -> None:
+    ours, still = codec(replace(TINY_CODEC, whitening=whitening)), torch.zeros(1, 2, 3, 4, 4)
+    known = ours.decode(ours.encode(still))[0]
+    ours.calibrate([still])
+    if whitening == 1:
+        assert torch.equal(ours.std_C, torch.ones(6))
+    assert bool((ours.std_C > 1e-3).all())
+    torch.testing.assert_close(ours.decode(ours.encode(still))[0], known)
     with pytest.raises(ValueError, match="give at least one"):
         ours.calibrate([])
 
@@ -196,3 +237,5 @@ def test_bad_input_is_refused_in_words() -> None:
         ours.decode(torch.zeros(2, 2, 6, 2, 2), state)
     with pytest.raises(ValueError, match="latent_channels must be at least 1, got 0"):
         LearnedCodecConfig(latent_channels=0)
+    with pytest.raises(ValueError, match=r"whitening must be in \[0, 1\], got 1.5"):
+        LearnedCodecConfig(whitening=1.5)

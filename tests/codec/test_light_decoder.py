@@ -1,5 +1,6 @@
 """The light decoder: any codec's latents, in pieces as whole, and first frames that are fewer."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from streamstill.codec.light_decoder import LightCodec, LightDecoder, LightDecoderConfig
 from streamstill.codec.patch import PatchCodec
+from streamstill.codec.tiling import Tiled
 from streamstill.codec.video import VideoCodec
-from tests.codec.parts import codec, pixels, smooth_pixels
+from tests.codec.parts import TINY_CODEC, codec, pixels, smooth_pixels
 
 SIZES = LightDecoderConfig.of(codec(), width=8)
 WAN_LIKE = LightDecoderConfig(latent_channels=6, compression=(4, 4, 4), first_frames=1, width=8)
@@ -79,6 +81,54 @@ def test_beside_a_codec_it_is_a_codec() -> None:
 def test_a_decoder_of_another_codec_is_refused() -> None:
     with pytest.raises(ValueError, match=r"made for latents of \(6, \(2, 4, 4\), 2\)"):
         LightCodec(PatchCodec(), light())
+
+
+def test_a_decoder_of_another_codec_of_the_same_sizes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"another codec of the same sizes \(\w{12}, this LearnedCodec is \w{12}\)"):
+        LightCodec(codec(seed=1), light())
+    unsaid = light(replace(SIZES, made_for=""))
+    assert LightCodec(codec(seed=1), unsaid).light is unsaid
+
+
+def test_tiles_and_half_precision_afterwards_change_nothing_about_whose_decoder_it_is() -> None:
+    tiled = Tiled(codec(), size=4, overlap=2)
+    assert LightDecoderConfig.of(tiled, width=8) == SIZES
+    assert LightCodec(tiled, light()).first_frames == 2
+    with pytest.raises(ValueError, match="another codec of the same sizes"):
+        LightCodec(Tiled(codec(seed=1), size=4, overlap=2), light())
+    both = LightCodec(codec(), light())
+    both.light.bfloat16()
+    assert both.decode(latents().bfloat16())[0].dtype == torch.bfloat16
+
+
+def test_sizes_alone_have_no_fingerprint() -> None:
+    assert LightDecoderConfig.of(TINY_CODEC, width=8) == replace(SIZES, made_for="")
+
+
+def test_a_codec_with_the_decoder_of_a_folder_is_frozen_and_ready(tmp_path: Path) -> None:
+    light().save_pretrained(tmp_path / "run" / "light_decoder")
+    both = LightCodec.from_pretrained(tmp_path / "run" / "light_decoder", codec())
+    torch.testing.assert_close(both.decode(latents())[0], light().decode(latents())[0])
+    assert not both.light.training
+    assert not any(parameter.requires_grad for parameter in both.light.parameters())
+    said = {
+        tmp_path / "nowhere": "there is no folder .*nowhere with a light decoder; `streamstill codec distill` makes",
+        tmp_path / "run": "run is the run that made a light decoder; give .*light_decoder, which it is",
+        tmp_path: "is no light decoder: it has no config.json",
+    }
+    for folder, sentence in said.items():
+        with pytest.raises(ValueError, match=sentence):
+            LightCodec.from_pretrained(folder, codec())
+    with pytest.raises(ValueError, match="made for latents of"):
+        LightCodec.from_pretrained(tmp_path / "run" / "light_decoder", PatchCodec())
+
+
+def test_a_folder_that_names_no_codec_is_still_read(tmp_path: Path) -> None:
+    light().save_pretrained(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    assert described["light_decoder"].pop("made_for") == SIZES.made_for != ""
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert LightDecoder.from_pretrained(tmp_path).config == replace(SIZES, made_for="")
 
 
 def test_it_comes_back_from_its_folder_bit_for_bit(tmp_path: Path) -> None:

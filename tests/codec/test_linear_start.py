@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamstill.codec.linear_start import moments, principal, regression
+from streamstill.codec.linear_start import moments, principal, regression, scales
 
 
 def rows(count: int, width: int, *, seed: int = 0) -> Tensor:
@@ -58,3 +58,20 @@ def test_a_column_that_says_nothing_does_no_harm() -> None:
 def test_nothing_has_no_start() -> None:
     with pytest.raises(ValueError, match="none was given; give at least one"):
         moments([])
+
+
+@pytest.mark.parametrize("whitening", [0.0, 0.3, 1.0])
+def test_scaled_channels_have_variance_1_on_average_in_the_ratio_that_is_asked(whitening: float) -> None:
+    std, reach = torch.tensor([4.0, 1.0, 0.5, 2.0]).double(), torch.tensor([1.0, 3.0, 2.0, 0.1]).double()
+    found = std / scales(std, reach, whitening)
+    torch.testing.assert_close(found.square().mean(), torch.tensor(1.0).double())
+    torch.testing.assert_close(found / found[0], (std * reach / 4) ** (1 - whitening))
+
+
+def test_a_channel_that_is_silent_or_not_heard_keeps_a_scale() -> None:
+    std, reach = torch.tensor([1.0, 0.0, 1.0]).double(), torch.tensor([1.0, 1.0, 0.0]).double()
+    for whitening in (0.0, 0.5, 1.0):
+        found = scales(std, reach, whitening)
+        assert bool(found.isfinite().all())
+        assert found.min() > 0.1
+    assert scales(torch.zeros(2), torch.ones(2), 0.0).tolist() == [1, 1]

@@ -85,6 +85,21 @@ def test_the_report_is_of_the_saved_codec(trained: Path, clips: Path) -> None:
     assert float(10 * torch.log10(4 / error)) == pytest.approx(expected, abs=0.1)
 
 
+@pytest.mark.parametrize(("whitening", "even"), [("1.0", True), ("0.5", False)])
+def test_the_saved_codec_has_the_scale_that_was_asked_for(
+    clips: Path, tmp_path: Path, whitening: str, even: bool
+) -> None:
+    config = with_overrides(TRAIN, [f"codec.whitening={whitening}"])
+    report = run_codec_train(config, ClipSource(folder=clips), tmp_path / "run", quiet())
+    assert report["codec"]["whitening"] == float(whitening)
+    ours, teacher = LearnedCodec.from_pretrained(tmp_path / "run" / "codec"), FolderTeacher.open(clips)
+    shown = [to_pixels(teacher.generate(asked).frames_FCHW) for asked in every_clip(teacher, SIZE)[:3]]
+    with torch.inference_mode():
+        variance_C = ours.encode(torch.stack(shown)).transpose(1, 2).flatten(2).var(dim=(0, 2), correction=0)
+    assert float(variance_C.mean()) == pytest.approx(1, abs=1e-3)
+    assert (float(variance_C.max() / variance_C.min()) < 1.01) == even
+
+
 def test_the_same_run_again_learns_nothing_new_and_other_settings_are_refused(trained: Path, clips: Path) -> None:
     before = (trained / "codec" / "model.safetensors").read_bytes()
     run_codec_train(TRAIN, ClipSource(folder=clips), trained, quiet())

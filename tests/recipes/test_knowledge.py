@@ -196,6 +196,13 @@ def test_without_a_teacher_the_shipped_base_is_prepared_first(tmp_path: Path, mo
     assert tiny_student().fingerprint not in name
 
 
+def test_a_list_of_prompts_is_asked_in_turn_each_time_with_another_seed(teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    run_knowledge(config(teacher, f"prompts={tmp_path / 'prompts.txt'}", "steps=1"), tmp_path / "run", quiet())
+    asked = {(one.request.prompt, one.request.seed) for one in _all(tmp_path / "run" / "homework" / "store")}
+    assert asked == {(("a cat", "a dog")[seed % 2], seed) for seed in range(6 + 3)}
+
+
 def _all(path: Path) -> list[Any]:
     store = HomeworkStore.open(path)
     return list(store.get(store.keys()))

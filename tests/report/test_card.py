@@ -55,6 +55,7 @@ def test_figures_follow_from_times(card: BenchmarkCard) -> None:
     assert card.end_to_end_fps == pytest.approx(80)
     assert card.gflops_per_second == pytest.approx(2000)  # 40e9 in 20 ms
     assert card.timing.ratio == pytest.approx(1.1)
+    assert card.timing.decode_share == pytest.approx(1 / 3)  # 50 of 150 ms
 
 
 def test_the_json_is_read_back_as_it_was(card: BenchmarkCard, tmp_path: Path) -> None:
@@ -70,6 +71,7 @@ def test_the_json_has_a_version_and_what_follows_from_the_card(card: BenchmarkCa
     assert held["card"]["policy"] == {"ages": [5, 1000], "rounds": 7, "warmup_chunks": 3}
     assert held["derived"]["loop_fps"] == pytest.approx(120)
     assert held["derived"]["last_by_first_age"] == pytest.approx(1.1)
+    assert held["derived"]["decode_share"] == pytest.approx(1 / 3)
 
 
 def rows(markdown: str) -> dict[str, str]:
@@ -86,6 +88,7 @@ def test_the_markdown_says_what_was_measured_and_how(card: BenchmarkCard) -> Non
     assert torch.__version__ in said["versions"]
     assert said["frames a second, network alone"] == "120"
     assert said["frames a second, decoded"] == "80"
+    assert said["decode"] == "SomeCodec, 33.3% of end to end"
     assert said["first frame, prompt to frames"] == "90 ms, cold 4,321 ms"
     assert said["one velocity pass"] == "20 ms, 2,000 GFLOP/s"
     assert said["5"] == "100 | 90 .. 130 | 1,234,567"
@@ -98,6 +101,7 @@ def test_what_was_not_measured_is_not_claimed(card: BenchmarkCard, tmp_path: Pat
     bare = replace(card, subject=subject, timing=replace(TIMING, end_to_end_ms=None), peak_memory_mib=None)
     said = rows(bare.as_markdown())
     assert said["decode"] == "not measured, no codec for these latents is installed"
+    assert bare.as_json()["derived"]["decode_share"] is None
     assert "frames a second, decoded" not in said
     assert said["network"].endswith("not counted")
     assert said["one velocity pass"] == "20 ms"

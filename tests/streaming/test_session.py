@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from streamstill.codec.video import to_frames, to_pixels
+from streamstill.codec.light_decoder import LightCodec, LightDecoder, LightDecoderConfig
+from streamstill.codec.patch import PatchCodec
+from streamstill.codec.video import VideoCodec, to_frames, to_pixels
 from streamstill.flow.times import Sampling
 from streamstill.streaming.rollout import rollout
 from streamstill.streaming.session import Session
@@ -146,6 +148,40 @@ def test_nothing_leaks_between_sessions_of_one_student() -> None:
     turns = [[one.next_chunk() for one in pair] for _ in range(3)]
     for mixed, frames in zip(zip(*turns, strict=True), alone, strict=True):
         assert np.array_equal(np.concatenate(mixed), frames)
+
+
+def light_codec(codec: PatchCodec) -> LightCodec:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LightCodec(codec, LightDecoder(LightDecoderConfig.of(codec, width=8)).eval())
+
+
+def test_another_codec_decodes_the_same_chunks_and_remembers_its_own_past() -> None:
+    student, light = tiny_student(seed=1), light_codec(PatchCodec())
+    one = Session(student, PROMPT, sampling=Sampling(), first_frame=picture(), codec=light)
+    with torch.no_grad():
+        latents = rollout(
+            student.network,
+            student.encode_prompts([PROMPT]),
+            frames=6,
+            latent_shape=student.latent_shape[1:],
+            sampling=Sampling(),
+            generator=torch.Generator().manual_seed(0),
+            opening_BFCHW=student.codec.encode(to_pixels(picture()).expand(1, 4, 3, 16, 16)),
+        )
+        expected = to_frames(light.decode(latents)[0][0])
+    for _ in range(2):
+        made = np.concatenate([one.next_chunk() for _ in range(3)])
+        np.testing.assert_allclose(made.astype(int), expected, atol=1)  # pieces, to rounding
+        one.restart()
+    own = np.concatenate([one.next_chunk() for one in [session(first_frame=picture())] for _ in range(3)])
+    assert np.abs(own.astype(int) - expected).mean() > 5
+
+
+@pytest.mark.parametrize("codec", [PatchCodec(frames=1), PatchCodec(size=2), light_codec(PatchCodec(size=8))])
+def test_a_codec_of_other_latents_is_refused(codec: VideoCodec) -> None:
+    with pytest.raises(ValueError, match=r"and the student's own of \(96, \(2, 4, 4\), 2\); give one that decodes"):
+        Session(tiny_student(), PROMPT, sampling=Sampling(), codec=codec)
 
 
 @pytest.mark.parametrize(

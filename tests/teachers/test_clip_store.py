@@ -13,11 +13,12 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streamstill.teachers import Answer, ClipStore, request_key
-from streamstill.types import ClipRequest
+from streamstill.types import Clip, ClipRequest
 from tests.teachers.fakes import noise, question, same
 
 requests = st.builds(
@@ -86,18 +87,23 @@ def test_a_key_that_is_there_is_not_written_twice(tmp_path: Path) -> None:
 def test_of_two_writers_that_race_the_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     winner, loser = ClipStore.open(tmp_path / "clips"), ClipStore.open(tmp_path / "clips")
     late = Answer(teacher="noise", request=question(0), clip=replace(noise(question(0)), provenance={"late": "yes"}))
-    append = loser._append
+    append, made = loser._rows._appended, list[float]()
 
     def append_late(table: object) -> Any:
         winner.add([answer(0)])
+        made.append(winner.find()[0].created)
         return append(table)
 
-    monkeypatch.setattr(loser, "_append", append_late)  # the winner commits between the loser's look and his write
+    monkeypatch.setattr(
+        loser._rows, "_appended", append_late
+    )  # the winner commits between the loser's look and his write
     loser.add([late, answer(1)])
     assert lance.dataset(str(tmp_path / "clips")).count_rows() == 3
     ClipStore.open(tmp_path / "clips").compact(older_than=timedelta(0))
     for reader in (winner, loser, ClipStore.open(tmp_path / "clips")):
         assert reader.keys() == (key(0), key(1))
+        assert [entry.key for entry in reader.find(teacher="noise")] == [key(0), key(1)]
+        assert reader.find()[0].created == made[0]
         assert same(reader.get(key(0)), noise(question(0)))
 
 
@@ -147,6 +153,97 @@ def test_many_are_read_at_once_in_the_order_that_was_asked(tmp_path: Path) -> No
     assert same(again, noise(question(4, size=12)))
 
 
+def dice(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def forty(tmp_path: Path) -> ClipStore:
+    """Clips 0 to 39 in files of 5, 7 and 28."""
+    store = ClipStore.open(tmp_path / "forty")
+    for first, last in ((0, 5), (5, 12), (12, 40)):
+        store.add([answer(seed) for seed in range(first, last)])
+    return store
+
+
+@pytest.mark.parametrize(("run", "mixed"), [(1, 1), (1, 40), (4, 8), (4, 10), (16, 256)])
+def test_an_epoch_gives_every_clip_once_and_its_own_key(forty: ClipStore, run: int, mixed: int) -> None:
+    seen = dict(forty.epoch(generator=dice(), run=run, mixed=mixed))
+    assert sorted(seen) == sorted(forty.keys())
+    assert all(same(seen[key(seed)], noise(question(seed))) for seed in range(40))
+
+
+def test_an_epochs_order_is_the_generators(forty: ClipStore) -> None:
+    one, other, third = ([name for name, _ in forty.epoch(generator=dice(seed))] for seed in (1, 1, 2))
+    assert one == other != third
+    assert one != list(forty.keys())
+    chosen = forty.keys()[3:30:2]
+    assert {name for name, _ in forty.epoch(chosen, generator=dice())} == set(chosen)
+    assert list(forty.epoch([], generator=dice())) == []
+
+
+def test_an_epoch_mixes_runs_of_neighbours_and_no_more_clips_than_it_may_hold(
+    forty: ClipStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[int]] = []
+    place = {name: number for number, name in enumerate(forty.keys())}
+    get_many = forty.get_many
+
+    def watched(keys: list[str]) -> list[Clip]:
+        asked.append([place[name] for name in keys])
+        return get_many(keys)
+
+    monkeypatch.setattr(forty, "get_many", watched)
+    assert len(list(forty.epoch(generator=dice(), run=4, mixed=10))) == 40
+    assert [len(part) for part in asked] == [8] * 5
+    for part in asked:
+        starts = {number // 4 for number in part}
+        assert sorted(part) == sorted(4 * start + each for start in starts for each in range(4))
+        assert part != sorted(part)
+
+
+@pytest.mark.parametrize("run", [0, 9])
+def test_a_run_must_fit_into_what_is_mixed(forty: ClipStore, run: int) -> None:
+    with pytest.raises(ValueError, match=f"at least 1 clip and at most mixed=8, got {run}"):
+        next(forty.epoch(generator=dice(), run=run, mixed=8))
+
+
+def test_a_copy_has_the_same_answers_and_goes_on_where_it_stopped(forty: ClipStore, tmp_path: Path) -> None:
+    copy = ClipStore.open(tmp_path / "copy")
+    copy.add([answer(7)])
+    assert forty.copy_to(copy, at_once=16) == 39
+    assert sorted(copy.keys()) == sorted(forty.keys())
+    assert all(same(copy.get(key(seed)), noise(question(seed))) for seed in range(40))
+    forty.add([answer(40, prompt="new")])
+    assert (forty.copy_to(copy), forty.copy_to(copy)) == (1, 0)
+    assert copy.find(prompt="new")[0].request == question(40, prompt="new")
+
+
+def test_what_is_wanted_may_hold_any_sign(tmp_path: Path) -> None:
+    store, odd = ClipStore.open(tmp_path / "clips"), 'it\'s "50%" OR 1=1; --\n\u00e9'
+    store.add([answer(0), answer(1, prompt=odd), replace(answer(2, prompt=odd), teacher=odd)])
+    assert [entry.request.seed for entry in store.find(prompt=odd)] == [1, 2]
+    assert [entry.request.seed for entry in store.find(prompt=odd, teacher=odd)] == [2]
+
+
+def test_neighbours_are_read_in_one_piece_and_a_clip_twice_asked_once(
+    forty: ClipStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[list[int]] = []
+    take = lance.LanceDataset.take
+
+    def watched(self: Any, places: list[int], **options: Any) -> Any:
+        read.append(places)
+        return take(self, places, **options)
+
+    monkeypatch.setattr(lance.LanceDataset, "take", watched)
+    clips = forty.get_many([key(seed) for seed in (9, 3, 9, 4)])
+    assert [same(clip, noise(question(seed))) for clip, seed in zip(clips, (9, 3, 9, 4), strict=True)] == [True] * 4
+    assert read == [[3, 4, 9]]
+    clips[0].frames_FCHW[:] = 0
+    assert same(clips[2], noise(question(9)))
+
+
 def test_a_clip_that_is_not_there(tmp_path: Path) -> None:
     store = ClipStore.open(tmp_path / "clips")
     assert key(0) not in store
@@ -168,6 +265,16 @@ def test_compacting_changes_no_answer_and_leaves_readers_alone(tmp_path: Path) -
     store.add([answer(6)])
     assert reader.keys() == (*before, key(6))
     assert same(reader.get(key(6)), noise(question(6)))
+
+
+def test_a_reader_whose_files_were_compacted_away_looks_again(tmp_path: Path) -> None:
+    store = ClipStore.open(tmp_path / "clips")
+    for seed in range(3):
+        store.add([answer(seed)])
+    reader, many = ClipStore.open(tmp_path / "clips"), ClipStore.open(tmp_path / "clips")
+    store.compact(older_than=timedelta(0))
+    assert same(reader.get(key(1)), noise(question(1)))
+    assert same(many.get_many([key(2), key(0)])[1], noise(question(0)))
 
 
 def test_another_format_version_is_named(tmp_path: Path) -> None:
@@ -256,7 +363,7 @@ def test_a_write_that_the_system_refuses_halfway_leaves_the_store_as_it_was(tmp_
         [sys.executable, "-c", LIMITED, str(tmp_path / "clips")], capture_output=True, text=True, check=True
     )
     assert run.stdout.startswith("1 ")
-    assert "2 clips could not be written to the store" in run.stdout
+    assert "2 clips could not be written to the clip store" in run.stdout
     store = ClipStore.open(tmp_path / "clips")
     assert store.keys() == (key(0),)
     assert store.add([answer(1), answer(2, size=128)]) == 2

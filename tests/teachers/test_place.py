@@ -1,43 +1,17 @@
 """A store is where it is said to be, on disk or in an S3-compatible service; the service is moto's, on loopback."""
 
-import logging
 import pickle
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from streamstill.teachers import ClipStore
 from streamstill.teachers.place import Place
 from tests.teachers.fakes import noise, question, same
 from tests.teachers.test_clip_store import answer, key
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[str]:
-    """The URL of a service with a bucket called ``bucket``."""
-    moto = pytest.importorskip("moto.server", reason='install moto: pip install "moto[server]"')
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    serving = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    serving.start()
-    try:
-        url = f"http://127.0.0.1:{serving.get_host_and_port()[1]}"
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT")):
-            yield url
-    finally:
-        serving.stop()
-
-
-@pytest.fixture
-def bucket(service: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """An empty place in that bucket; what it takes to reach it is in the environment."""
-    for name, value in {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", service)
-    return f"s3://bucket/{request.node.name}"
 
 
 def test_a_store_in_a_bucket_gives_back_what_it_was_given(bucket: str) -> None:
@@ -52,6 +26,18 @@ def test_a_store_in_a_bucket_gives_back_what_it_was_given(bucket: str) -> None:
     assert [entry.request.seed for entry in store.find(teacher="noise")] == [0, 1, 2, 3]
     store.compact()
     assert same(ClipStore.open(bucket).get(key(3)), noise(question(3)))
+
+
+def test_a_bucket_is_read_in_a_random_order_and_copied_to_a_folder(bucket: str, tmp_path: Path) -> None:
+    store = ClipStore.open(bucket)
+    store.add([answer(seed) for seed in range(10)])
+    clips = dict(store.epoch(generator=torch.Generator().manual_seed(0), run=3, mixed=6))
+    assert len(clips) == 10
+    assert all(same(clips[key(seed)], noise(question(seed))) for seed in range(10))
+    copy = ClipStore.open(tmp_path / "copy")
+    assert (store.copy_to(copy, at_once=4), store.copy_to(copy)) == (10, 0)
+    assert copy.keys() == store.keys()
+    assert same(copy.get(key(9)), noise(question(9)))
 
 
 def test_a_path_that_swallowed_a_slash_is_the_same_place(bucket: str) -> None:

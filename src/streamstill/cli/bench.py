@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from streamstill.cli.threads import torch_threads
+from streamstill.codec.light_decoder import LightCodec
 from streamstill.codec.patch import PatchCodec
 from streamstill.codec.video import VideoCodec
 from streamstill.config import require_one_of
@@ -49,6 +50,7 @@ class Asked:
     threads: int | None
     compiled: bool
     out: Path
+    light_decoder: Path | None = None
 
     def __post_init__(self) -> None:
         require_one_of(self.dtype, DTYPES, "dtype")
@@ -57,6 +59,8 @@ class Asked:
             require_one_of(self.what, tuple(PRESETS), "student folder or preset")
         if self.what not in PRESETS and self.layout is not None:
             raise ValueError(f"{self.what} is a student and has its layout; --layout belongs to a preset")
+        if self.what in PRESETS and self.light_decoder is not None:
+            raise ValueError(f"--light-decoder belongs to a student's codec, and {self.what} is a preset; leave it out")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda was asked for and torch sees no GPU; use --device cpu")
         for name in ("height", "width", "threads"):
@@ -144,8 +148,9 @@ def _measured(asked: Asked) -> _Measured:
 
 
 def _of_student(student: Student, weights: str, asked: Asked) -> _Measured:
+    codec, decoder = _decoding(student, asked)
     student = student.eval().to(asked.device, asked.number_type)
-    geometry, codec = student.config.geometry, student.codec
+    geometry = student.config.geometry
     _, *latent = student.latent_shape
     tokens = student.encode_prompts([PROMPT]).shape[1]
     subject = _subject(
@@ -156,10 +161,20 @@ def _of_student(student: Student, weights: str, asked: Asked) -> _Measured:
         pixels=(geometry.height, geometry.width),
         text_tokens=tokens,
         frames_per_latent=codec.compression[0],
-        decoder=type(codec).__name__,
+        decoder=decoder,
     )
     sampling = _sampling(student.config.sampling, asked)
     return _Measured(student.network, lambda: student.encode_prompts([PROMPT]), codec, sampling, subject)
+
+
+def _decoding(student: Student, asked: Asked) -> tuple[VideoCodec, str]:
+    """What decodes and its name on the card; the student is as it was saved, since half precision is other weights."""
+    full, folder = student.codec, asked.light_decoder
+    if folder is None:
+        return full, type(full).__name__
+    codec = LightCodec.from_pretrained(folder, full)
+    codec.light.to(asked.device, asked.number_type)
+    return codec, f"light decoder {folder} of {type(full).__name__}"
 
 
 def _of_wan_preset(size: Preset, asked: Asked) -> _Measured:
@@ -225,7 +240,8 @@ def _cpp_compiler() -> bool:
 def _next(asked: Asked) -> str:
     """The command that a reader of the card is likely to want."""
     if asked.what not in PRESETS:
-        return f'streamstill stream {asked.what} --prompt "{PROMPT}"'
+        light = "" if asked.light_decoder is None else f" --light-decoder {asked.light_decoder}"
+        return f'streamstill stream {asked.what} --prompt "{PROMPT}"{light}'
     other = "sandwich" if asked.layout == "full" else "full"
     out = asked.out.with_name(f"{asked.out.stem}-{other}.json")
     return f"streamstill bench {asked.what} --layout {other} --out {out}"

@@ -22,6 +22,7 @@ from streamstill.recipes.stages import averaged, collect_clips, train
 from streamstill.recipes.training import Training, taught
 from streamstill.student.student import Student
 from streamstill.teachers import FolderTeacher, Teacher, WorldTeacher
+from streamstill.teachers.place import Place
 from streamstill.teachers.plugins import known_teachers
 from streamstill.training.metric_log import TensorBoardTracker
 from streamstill.training.objectives.afd import AdversarialFlowDistillation
@@ -86,7 +87,7 @@ def train_student(
     tracker = TensorBoardTracker(out / "tensorboard") if track else None
     pupil = Student.from_pretrained(config.student)
     method, batches, settings = taught(config, pupil, cache)
-    run = RunFolder.open(out, recipe="train", config=config, inputs={"cache": str(cache)})
+    run = RunFolder.open(out, recipe="train", config=config, inputs={"cache": Place.of(cache).uri})
     with run.stage("training") as folder:
         trainer = train(method, batches, settings, folder, console, title=config.objective, tracker=tracker)
     if isinstance(method, AdversarialFlowDistillation):

@@ -21,12 +21,13 @@ from streamstill.recipes.encoding import EncodeReport, encode_once
 from streamstill.student.student import Student
 from streamstill.teachers import ClipStore
 from streamstill.teachers.encoded import EncodedStore, KeptDtype
+from streamstill.teachers.place import Place
 from streamstill.types import Geometry
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """The words of the command."""
+    """The words of the command; ``cache`` may be the path of an ``s3://`` address."""
 
     cache: Path
     out: Path
@@ -45,20 +46,25 @@ class Asked:
             raise ValueError("give --student, whose codec and text encoder are used, or --codec, and not both")
         if self.student is not None and (self.text, self.tokens, self.tile) != (None, None, None):
             raise ValueError("--text, --tokens and --tile go with --codec; a student has its own")
+        if Place.of(self.out).remote:
+            raise ValueError(
+                f"--out must be a folder on disk, got {Place.of(self.out).uri}; only --cache may be in a bucket"
+            )
 
 
 def encode(asked: Asked, console: Console) -> None:
     """``streamstill encode``."""
-    if not asked.cache.is_dir():
+    clips = ClipStore.open(asked.cache)
+    if not len(clips):
         raise ValueError(
-            f"there is no teacher cache at {asked.cache}; make one with `streamstill collect --cache {asked.cache}`"
+            f"there is no teacher cache at {clips.path}; make one with `streamstill collect --cache {clips.path}`"
         )
     codec, text, geometry = _encoders(asked)
     if isinstance(codec, torch.nn.Module):
         codec.to(asked.device)
     if text is not None:
         text.to(asked.device)
-    report = _encode(asked, codec, text, geometry, console)
+    report = _encode(asked, clips, codec, text, geometry, console)
     console.print(f"  {report.clips} clips, {report.clips - report.known} of them new -> {asked.out}", soft_wrap=True)
     if text is not None:
         console.print(f"  embeddings of prompts: {report.prompts} -> {asked.out}", soft_wrap=True)
@@ -67,13 +73,18 @@ def encode(asked: Asked, console: Console) -> None:
 
 
 def _encode(
-    asked: Asked, codec: VideoCodec, text: CachedText | None, geometry: Geometry | None, console: Console
+    asked: Asked,
+    clips: ClipStore,
+    codec: VideoCodec,
+    text: CachedText | None,
+    geometry: Geometry | None,
+    console: Console,
 ) -> EncodeReport:
     columns = (TextColumn("  encoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
         return encode_once(
-            ClipStore.open(asked.cache),
+            clips,
             EncodedStore.open(asked.out),
             codec,
             text=text,

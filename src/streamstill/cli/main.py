@@ -40,6 +40,9 @@ Out = Annotated[Path | None, typer.Option(help="Folder of the run; the default i
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. --set afd_updates=4.")
 ]
+LightDecoderFolder = Annotated[
+    Path | None, typer.Option("--light-decoder", help="Folder of a light decoder, to decode with it.")
+]
 
 
 @app.command()
@@ -111,7 +114,7 @@ def collect(
 
 @app.command()
 def encode(
-    cache: Annotated[Path, typer.Option(help="Folder of the teacher cache.")],
+    cache: Annotated[Path, typer.Option(help="Folder of the teacher cache, or s3://BUCKET/DIR.")],
     out: Annotated[Path, typer.Option(help="Folder for latents and embeddings.")],
     student: Annotated[Path | None, typer.Option(help="Whose codec, text encoder and size are used.")] = None,
     codec: Annotated[str | None, typer.Option(help="patch, a folder, or ORG/NAME/SUBFOLDER on a hub.")] = None,
@@ -151,7 +154,9 @@ def encode(
 @app.command()
 def train(
     student: Annotated[Path, typer.Argument(help="Folder of the student to start from.")],
-    cache: Annotated[Path, typer.Option(help="Folder of the teacher cache, or of `encode`.")] = Path("runs/cache"),
+    cache: Annotated[Path, typer.Option(help="Folder of the teacher cache or of `encode`, or s3://BUCKET/DIR.")] = Path(
+        "runs/cache"
+    ),
     objective: Annotated[str, typer.Option(help="flow-matching, afd, gan, dmd or reward-weighted.")] = "flow-matching",
     steps: Annotated[int, typer.Option(help="Steps in all.")] = 200,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
@@ -180,6 +185,7 @@ def stream(
     first_frame: Annotated[Path | None, typer.Option(help="Picture that the video begins with.")] = None,
     whole: Annotated[bool, typer.Option("--whole", help="Make one clip in one piece; every frame sees all.")] = False,
     guidance: Annotated[float | None, typer.Option(help="How far to follow the prompt, with --whole.")] = None,
+    light_decoder: LightDecoderFolder = None,
 ) -> None:
     """Make a video frame by frame and say how fast it was.
 
@@ -197,6 +203,7 @@ def stream(
         first_frame=first_frame,
         whole=whole,
         guidance=guidance,
+        light_decoder=light_decoder,
     )
     make_video(asked, _console())
 
@@ -214,6 +221,7 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads of torch; the default is torch's own.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
+    light_decoder: LightDecoderFolder = None,
     out: Annotated[Path, typer.Option(help="Card to write; its Markdown goes beside it.")] = Path("runs/card.json"),
 ) -> None:
     """Measure how fast a student or a preset streams, and write a benchmark card.
@@ -235,6 +243,7 @@ def bench(
         threads=threads,
         compiled=compiled,
         out=out,
+        light_decoder=light_decoder,
     )
     measure(asked, _console())
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from torch import Tensor
 
 from streamstill.codec.counting import covering_latents, pixel_frames
-from streamstill.codec.video import to_frames
+from streamstill.codec.light_decoder import LightCodec
+from streamstill.codec.video import VideoCodec, to_frames
 from streamstill.flow.times import Sampling
 from streamstill.media import read_image, write_clip
 from streamstill.streaming.session import Session, still_opening
@@ -33,6 +34,7 @@ class Asked:
     first_frame: Path | None
     whole: bool
     guidance: float | None
+    light_decoder: Path | None = None
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -54,6 +56,11 @@ class Asked:
         own = maker.config.sampling
         return own if self.steps is None else replace(own, steps=self.steps)
 
+    def codec(self, maker: Student) -> VideoCodec:
+        """The student's, or that with a light decoder in it."""
+        folder = self.light_decoder
+        return maker.codec if folder is None else LightCodec.from_pretrained(folder, maker.codec)
+
 
 def make_video(asked: Asked, console: Console) -> None:
     """Write the video and say how fast it was made."""
@@ -65,8 +72,8 @@ def make_video(asked: Asked, console: Console) -> None:
 def _streamed(asked: Asked, maker: Student) -> str:
     """Frame by frame; several prompts share the frames."""
     frames, prompts = asked.frames, asked.prompts
-    sampling, picture = asked.sampling(maker), asked.picture(maker)
-    session = Session(maker, prompts[0], sampling=sampling, seed=asked.seed, first_frame=picture)
+    sampling, picture, codec = asked.sampling(maker), asked.picture(maker), asked.codec(maker)
+    session = Session(maker, prompts[0], sampling=sampling, seed=asked.seed, first_frame=picture, codec=codec)
     made: list[Frames] = []
     start = time.perf_counter()
     first = 0.0
@@ -86,9 +93,10 @@ def _streamed(asked: Asked, maker: Student) -> str:
 
 def _made_whole(asked: Asked, maker: Student) -> str:
     """One clip in one piece: whole latent frames, of which the first pixel frames are kept."""
+    codec = asked.codec(maker)
     start = time.perf_counter()
     with torch.inference_mode():
-        pixels_BFCHW, _ = maker.codec.decode(_latents(asked, maker))
+        pixels_BFCHW, _ = codec.decode(_latents(asked, maker))
     made = to_frames(pixels_BFCHW[0, : asked.frames])
     seconds = time.perf_counter() - start
     _write(asked, made, maker)
@@ -119,4 +127,6 @@ def _write(asked: Asked, frames_FCHW: Frames, maker: Student) -> None:
     provenance = {"student": str(asked.student), "prompts": " | ".join(asked.prompts), "seed": str(asked.seed)}
     if asked.first_frame is not None:
         provenance["first_frame"] = str(asked.first_frame)
+    if asked.light_decoder is not None:
+        provenance["light_decoder"] = str(asked.light_decoder)
     write_clip(asked.out, Clip(frames_FCHW=frames_FCHW, fps=maker.config.geometry.fps, provenance=provenance))

@@ -104,10 +104,28 @@ class DiffusersCodec:
         described = _library().AutoencoderKLWan.load_config(source, subfolder=subfolder or None)
         family = _family(described.get("_class_name", "nothing known"), source)
         autoencoder = _loaded(family, source, subfolder, dtype)
+        return cls.of(autoencoder, source, subfolder=subfolder, dtype=dtype, tile=tile, overlap=overlap)
+
+    @classmethod
+    def of(
+        cls,
+        autoencoder: Any,
+        source: str | Path,
+        *,
+        subfolder: str = "",
+        dtype: DtypeName = "float32",
+        tile: int | None = None,
+        overlap: int = 8,
+    ) -> "DiffusersCodec":
+        """A codec of an autoencoder that is in memory already, and lies in ``source`` as well.
+
+        Raises:
+            ValueError: it is none of the known kinds, or the tiles do not fit each other.
+        """
         config = DiffusersCodecConfig(
             source=str(source),
             subfolder=subfolder,
-            family=family,
+            family=_family(type(autoencoder).__name__, source),
             latent_channels=_channels(autoencoder),
             compression=_compression(autoencoder),
             fingerprint=fingerprint(autoencoder),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from streamstill.codec.causal import CausalDecoder, CausalEncoder, CodecState, begin_linear, cells, require_shape
-from streamstill.codec.linear_start import moments, principal
+from streamstill.codec.linear_start import moments, principal, scales
 from streamstill.codec.module_folder import read_module_config, read_weights, save_module
 from streamstill.codec.pretrained import fingerprint, frozen, require_fingerprint
 from streamstill.codec.video import latent_shape
@@ -17,7 +17,6 @@ from streamstill.config import require_positive
 from streamstill.types import Geometry
 
 KIND = "learned_codec"
-_LEAST_STD = 1e-6  # of a channel that says nothing; below it the scale is left alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +28,8 @@ class LearnedCodecConfig:
         latent_channels: C of the latents.
         width: features at the latents' resolution; half of it at twice that resolution.
         blocks: of each resolution, in the encoder; the decoder has as many.
+        whitening: how far ``calibrate`` evens the channels out: 1 gives each variance 1, 0 leaves each the share of
+            the pixels' variance that it has.
         path: folder whose weights ``build_learned_codec`` takes; "" for fresh ones, which a state dict must fill.
         fingerprint: of the weights; "" accepts any. ``of`` fills in both.
     """
@@ -38,12 +39,15 @@ class LearnedCodecConfig:
     latent_channels: int = 48
     width: int = 96
     blocks: int = 2
+    whitening: float = 0.5
     path: str = ""
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
         require_shape(self.compression, self.width)
         require_positive(self, "latent_channels", "blocks")
+        if not 0 <= self.whitening <= 1:
+            raise ValueError(f"whitening must be in [0, 1], got {self.whitening}")
 
     @classmethod
     def of(cls, folder: str | Path) -> "LearnedCodecConfig":
@@ -60,11 +64,12 @@ class LearnedCodec(nn.Module):
 
     Nothing in it looks ahead: latents of a clip's beginning are the same whatever comes after, and decoding in pieces
     gives the pixels of decoding whole, to rounding. Latents are shifted and scaled, channel by channel, to mean 0 and
-    variance 1 over the clips that ``calibrate`` was given; before that they are as the encoder makes them.
+    a variance of 1 on average over the clips that ``calibrate`` was given; before that they are as the encoder makes
+    them.
     """
 
     mean_C: Tensor
-    std_C: Tensor
+    std_C: Tensor  # what latents are divided by; their own standard deviation where whitening is 1
 
     def __init__(self, config: LearnedCodecConfig) -> None:
         super().__init__()
@@ -129,7 +134,10 @@ class LearnedCodec(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, clips: Iterable[Tensor]) -> None:
-        """Shift and scale the latents to mean 0 and variance 1 over these clips; what is decoded stays the same.
+        """Shift and scale the latents to mean 0 and variance 1 on average; what is decoded stays the same.
+
+        How the variance is shared among the channels is the config's ``whitening``. What a channel is in pixels is
+        read from the linear part of the decoder.
 
         Args:
             clips: pixels of shape (B, F, 3, H, W); one at a time is in memory.
@@ -139,9 +147,9 @@ class LearnedCodec(nn.Module):
         """
         raw = (self.encoder(pixels_BFCHW).movedim(2, -1).flatten(0, 3) for pixels_BFCHW in clips)
         found = moments((row, row[:, :0]) for row in raw)
-        std_C = found.xx.diagonal().clamp_min(0).sqrt()
+        reach_C = self.decoder.linear.weight.double().norm(dim=0)
         self.mean_C.copy_(found.mean_x)
-        self.std_C.copy_(torch.where(std_C < _LEAST_STD, torch.ones_like(std_C), std_C))
+        self.std_C.copy_(scales(found.xx.diagonal().clamp_min(0).sqrt(), reach_C, self.config.whitening))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json``, each whole or not at all; the config comes last.

@@ -3,14 +3,17 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
+from streamstill.codec.build import codec_fingerprint
 from streamstill.codec.causal import CausalDecoder, CodecState, begin_linear, cells, require_shape
 from streamstill.codec.counting import LatentSizes, first_frames
 from streamstill.codec.linear_start import moments, regression
-from streamstill.codec.module_folder import read_module_config, read_weights, save_module
+from streamstill.codec.module_folder import holds, read_module_config, read_weights, save_module
+from streamstill.codec.pretrained import frozen
+from streamstill.codec.tiling import Tiled
 from streamstill.codec.video import VideoCodec
 from streamstill.config import require_positive
 
@@ -25,6 +28,7 @@ class LightDecoderConfig:
         first_frames: pixel frames that the first latent frame of a video makes.
         width: features at the latents' resolution; half of it at twice that resolution.
         blocks: of each resolution.
+        made_for: the codec's fingerprint; "" is any codec of these sizes.
     """
 
     latent_channels: int
@@ -32,6 +36,7 @@ class LightDecoderConfig:
     first_frames: int
     width: int = 48
     blocks: int = 1
+    made_for: str = ""
 
     def __post_init__(self) -> None:
         require_shape(self.compression, self.width)
@@ -48,6 +53,7 @@ class LightDecoderConfig:
             first_frames=first_frames(codec),
             width=width,
             blocks=blocks,
+            made_for=_fingerprint(codec),
         )
 
 
@@ -122,6 +128,9 @@ class LightDecoder(nn.Module):
 class LightCodec:
     """A ``VideoCodec`` that encodes with the full codec and decodes with the light decoder.
 
+    The fingerprint of a learned codec is that of its weights as they were saved: make this value first, and let both
+    parts work in half precision afterwards.
+
     Raises:
         ValueError: the decoder was made for another codec's latents.
     """
@@ -130,12 +139,31 @@ class LightCodec:
     light: LightDecoder
 
     def __post_init__(self) -> None:
-        given, made_for = _sizes(LightDecoderConfig.of(self.full)), _sizes(self.light.config)
+        of_full, config, name = LightDecoderConfig.of(self.full), self.light.config, type(self.full).__name__
+        given, made_for = _sizes(of_full), _sizes(config)
         if given != made_for:
             raise ValueError(
                 f"this light decoder was made for latents of {made_for} (channels, compression, first frames), "
-                f"{type(self.full).__name__} has {given}; distil one from that codec"
+                f"{name} has {given}; distil one from that codec"
             )
+        if of_full.made_for and config.made_for and of_full.made_for != config.made_for:
+            raise ValueError(
+                f"this light decoder was made for another codec of the same sizes ({config.made_for}, this {name} is "
+                f"{of_full.made_for}); distil one from this codec, or from the student that has it"
+            )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, full: VideoCodec) -> "LightCodec":
+        """The full codec with the light decoder of this folder, frozen and on the CPU.
+
+        Raises:
+            ValueError: there is no such folder, it is no light decoder's, or one that was made for another codec.
+        """
+        if not Path(folder).is_dir():
+            raise ValueError(f"there is no folder {folder} with a light decoder; `streamstill codec distill` makes one")
+        if holds(Path(folder) / KIND, KIND):
+            raise ValueError(f"{folder} is the run that made a light decoder; give {Path(folder) / KIND}, which it is")
+        return cls(full, frozen(LightDecoder.from_pretrained(folder)))
 
     @property
     def latent_channels(self) -> int:
@@ -163,3 +191,12 @@ class LightCodec:
 
 def _sizes(config: LightDecoderConfig) -> tuple[int, tuple[int, ...], int]:
     return config.latent_channels, tuple(config.compression), config.first_frames
+
+
+def _fingerprint(codec: LatentSizes) -> str:
+    """That of the codec; of the one behind the tiles, whose latents they are; "" where nobody can tell."""
+    full = codec.codec if isinstance(codec, Tiled) else codec
+    try:
+        return codec_fingerprint(cast(VideoCodec, full))
+    except ValueError:  # a codec of another kind, or the sizes alone
+        return ""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 _RIDGE = 1e-6  # of the mean variance, so that channels that say nothing do no harm
+_LEAST = 1e-6  # standard deviation of a channel that says nothing, and length of a column that is not heard
 
 
 class Moments(NamedTuple):
@@ -48,3 +49,19 @@ def regression(found: Moments) -> tuple[Tensor, Tensor]:
     ridge = _RIDGE * found.xx.diagonal().mean().clamp_min(1e-12)
     weight_YX = torch.linalg.solve(found.xx + ridge * torch.eye(len(found.xx), dtype=torch.float64), found.xy).T
     return weight_YX, found.mean_y - weight_YX @ found.mean_x
+
+
+def scales(std_C: Tensor, reach_C: Tensor, whitening: float) -> Tensor:
+    """What channels are divided by, so that their variances are 1 on average.
+
+    The new standard deviations are as ``(std * reach) ** (1 - whitening)``: at 1 all are equal; at 0 they are as the
+    channels' shares of y, and an error of any channel is as large in y.
+
+    Args:
+        std_C: standard deviations of the channels.
+        reach_C: how far y moves with one unit of a channel.
+    """
+    reach_C = reach_C.clamp_min(_LEAST)
+    told_C = torch.where(std_C < _LEAST, torch.ones_like(std_C), std_C)  # silent channels are not blown up
+    size = ((std_C * reach_C) ** (1 - whitening)).square().mean().sqrt()
+    return told_C**whitening / reach_C ** (1 - whitening) * torch.where(size > 0, size, torch.ones_like(size))

@@ -1,6 +1,6 @@
 """``kd``: stage 1 of the 2-in-1 distillation: an open teacher does homework, a bidirectional student learns from it."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -9,17 +9,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from streamstill.config import require_positive, write_json
 from streamstill.flow.times import Sampling
-from streamstill.recipes.base import student_config, world_prompts
+from streamstill.recipes.base import world_prompts
+from streamstill.recipes.open_source import OpenSource, fresh_student
 from streamstill.recipes.quickstart import shipped_base
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import averaged, train
 from streamstill.recipes.student_teacher import StudentTeacher
 from streamstill.report.comparison import environment
-from streamstill.student.presets import preset
-from streamstill.student.student import Student, build_student
+from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
 from streamstill.teachers.homework import Assignment, HomeworkStore, homework_key
 from streamstill.teachers.homework_collection import collect_homework
+from streamstill.teachers.pipelines.config import PipelineConfig
+from streamstill.teachers.prompts import read_prompts
 from streamstill.training.batches import fresh_batches
 from streamstill.training.homework_batches import Taught, homework_batches
 from streamstill.training.objectives.knowledge import KnowledgeConfig, KnowledgeDistillation
@@ -52,9 +54,11 @@ class Knowledge:
     """Everything that fixes the run."""
 
     teacher: str = ""  # folder of a bidirectional student; empty: the shipped base after its preparation
+    pipeline: PipelineConfig | None = None  # the teacher is this pipeline of diffusers, and no student
     prepare: Preparation = field(default_factory=Preparation)  # of the shipped base alone
-    teacher_steps: int = 12
+    teacher_steps: int = 12  # these two of a student that teaches; a pipeline's are in its own table
     guidance: float = 1.0
+    prompts: str = ""  # a list to ask, as `collect` reads it; empty: the world's
     clips: int = 160
     velocities: int = 2
     held_out_clips: int = 16
@@ -77,6 +81,11 @@ class Knowledge:
         require_positive(self, "teacher_steps", "clips", "held_out_clips", "steps", "batch")
         if self.learn.kd_weight:
             require_positive(self, "velocities")
+        if self.pipeline is not None and (self.teacher, self.teacher_steps, self.guidance) != ("", 12, 1.0):
+            raise ValueError(
+                "teacher, teacher_steps and guidance are those of a student that teaches, and this run has a pipeline; "
+                "leave them out, and set pipeline.steps and pipeline.guidance"
+            )
         if self.start != "fresh" and (self.preset, self.layout) != ("nano", None):
             raise ValueError(
                 f"preset and layout are those of fresh weights, and this run starts from {self.start!r}; "
@@ -90,20 +99,25 @@ class Knowledge:
 
 
 def run_knowledge(config: Knowledge, out: Path, console: Console) -> Student:
-    """Prepare, ask, learn, compare; returns Student-KD and saves it in ``out/student``."""
-    source = Student.from_pretrained(config.teacher) if config.teacher else shipped_base()
+    """Prepare, ask, learn, compare; returns Student-KD and saves it in ``out/student``.
+
+    A student that begins beside a pipeline with fresh weights is saved in ``out/start`` before it learns.
+    """
+    source = _opened(config)
     student = pupil(config, source)  # what is wrong with either is said before anything is written
-    inputs = {"teacher_weights": source.fingerprint, "start_weights": student.fingerprint}
+    inputs = {"teacher_weights": source.weights, "start_weights": student.fingerprint}
     run = RunFolder.open(out, recipe="kd", config=config, inputs=inputs)
-    if not config.teacher:
+    if config.pipeline is not None and config.start == "fresh":
+        student.save_pretrained(out / "start")
+    if isinstance(source.teacher, StudentTeacher) and not config.teacher:
         with run.stage("prepare") as folder:
             console.rule("prepare: the shipped base learns to see a whole clip at once", align="left")
-            _prepare(source, config, folder, console)
+            _prepare(source.teacher.student, config, folder, console)
     with run.stage("homework") as folder:
         console.rule("homework: the open teacher answers once", align="left")
-        teacher = StudentTeacher(source.eval(), steps=config.teacher_steps, guidance=config.guidance)
-        store, taught, held_out = _homework(teacher, config, folder / "store", console)
-    del teacher, source  # from here on there is the store and nothing else
+        store, taught, held_out = _homework(source, config, folder, console)
+    student.keep_text_in(folder / "text")
+    del source  # from here on there is the store and nothing else
     before = held_out_errors(student, store, held_out, config)
     with run.stage("learn") as folder:
         console.rule("learn: the student never meets its teacher", align="left")
@@ -121,16 +135,26 @@ def run_knowledge(config: Knowledge, out: Path, console: Console) -> Student:
     return student
 
 
-def pupil(config: Knowledge, teacher: Student) -> Student:
+def pupil(config: Knowledge, source: OpenSource) -> Student:
     """The student that learns: in the teacher's latents and size, fresh or as it was left.
 
     Raises:
-        ValueError: the student to start from has another codec, size or sampling.
+        ValueError: the student to start from has another codec, size or sampling, or its latents another shape.
     """
+    shared = source.shared
     if config.start == "fresh":
-        return _fresh(config, teacher)
-    known = config.start == "base"
-    return _fitting(shipped_base() if known else Student.from_pretrained(config.start), config, teacher)
+        student = fresh_student(
+            shared, size=config.preset, layout=config.layout, sampling=config.sampling, seed=config.seed
+        )
+    else:
+        known = config.start == "base"
+        student = _fitting(shipped_base() if known else Student.from_pretrained(config.start), config, source)
+    if student.latent_shape != source.teacher.latent_shape:
+        raise ValueError(
+            f"clips of {shared.geometry} are latents of {student.latent_shape} to the student and of "
+            f"{source.teacher.latent_shape} to the teacher, which rounds sizes up; choose one that it can make"
+        )
+    return student
 
 
 def held_out_errors(
@@ -149,19 +173,17 @@ def held_out_errors(
     return {name: sum(errors) / len(errors) for name, errors in sums.items()}
 
 
-def _fresh(config: Knowledge, teacher: Student) -> Student:
-    codec = teacher.config.codec
-    shape = student_config(teacher.config.geometry, sampling=config.sampling)
-    network = preset(
-        config.preset, latent_channels=codec.latent_channels, text_width=shape.text.width, layout=config.layout
-    )
-    return build_student(replace(shape, network=network, codec=codec), seed=config.seed)
+def _opened(config: Knowledge) -> OpenSource:
+    if config.pipeline is not None:
+        return OpenSource.of_pipeline(config.pipeline)
+    student = Student.from_pretrained(config.teacher) if config.teacher else shipped_base()
+    return OpenSource.of_student(student, steps=config.teacher_steps, guidance=config.guidance)
 
 
-def _fitting(student: Student, config: Knowledge, teacher: Student) -> Student:
+def _fitting(student: Student, config: Knowledge, source: OpenSource) -> Student:
     for name, here, there in (
-        ("codec", student.config.codec, teacher.config.codec),
-        ("geometry", student.config.geometry, teacher.config.geometry),
+        ("codec", student.config.codec, source.shared.codec),
+        ("geometry", student.config.geometry, source.shared.geometry),
         ("sampling", student.config.sampling, config.sampling),
     ):
         if here != there:
@@ -186,25 +208,38 @@ def _prepare(base: Student, config: Knowledge, folder: Path, console: Console) -
     objective = KnowledgeDistillation(base, prepare.learn)
     trainer = train(objective, lambda step: Taught(clips(step)), settings, folder, console, title="prepare")
     averaged(trainer, "student", base)
+    base.eval()
 
 
 def _homework(
-    teacher: StudentTeacher, config: Knowledge, path: Path, console: Console
+    source: OpenSource, config: Knowledge, folder: Path, console: Console
 ) -> tuple[HomeworkStore, tuple[str, ...], tuple[str, ...]]:
     """The store, the keys to learn from, and those that are held out."""
-    store, geometry = HomeworkStore.open(path), teacher.student.config.geometry
-    prompts = world_prompts(config.clips + config.held_out_clips, seed=config.seed)
+    path, teacher, total = folder / "store", source.teacher, config.clips + config.held_out_clips
+    store, prompts = HomeworkStore.open(path), _prompts(config)
     requests = [
-        ClipRequest.of(geometry, prompt=prompts[i % len(prompts)], seed=config.seed + i)
-        for i in range(config.clips + config.held_out_clips)
+        ClipRequest.of(source.shared.geometry, prompt=prompts[i % len(prompts)], seed=config.seed + i)
+        for i in range(total)
     ]
     columns = (TextColumn("  asking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=len(requests))
+        task = bar.add_task("", total=total)
         done = collect_homework(
-            teacher, requests, store, config.assignment, on_clip=lambda done, _: bar.update(task, completed=done)
+            teacher,
+            requests,
+            store,
+            config.assignment,
+            batch=1 if config.pipeline is not None else 8,
+            on_clip=lambda done, _: bar.update(task, completed=done),
         )
+    source.embed(sorted(set(prompts[:total])), folder / "text")
     console.print(f"  {done.requests} clips, {done.asked} of them new -> {path}")
     name = teacher.name
     keys = tuple(homework_key(name, request, config.assignment) for request in requests)
     return store, keys[: config.clips], keys[config.clips :]
+
+
+def _prompts(config: Knowledge) -> list[str]:
+    if config.prompts:
+        return [row.prompt for row in read_prompts(Path(config.prompts))]
+    return world_prompts(config.clips + config.held_out_clips, seed=config.seed)

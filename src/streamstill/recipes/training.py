@@ -85,8 +85,8 @@ def cached_examples(cache: Path, student: Student, *, teacher: str) -> ExampleRo
     """Every clip of the cache that the teacher made in the student's size, as latents.
 
     Args:
-        cache: a teacher cache, whose clips are encoded now, or a folder of clips that were encoded once: then neither
-            the codec nor an external text encoder is loaded.
+        cache: a teacher cache, on disk or at an ``s3://`` address, whose clips are encoded now; or a folder of clips
+            that were encoded once: then neither the codec nor an external text encoder is loaded.
 
     Raises:
         ValueError: there is no such clip, or the clips have several teachers and none was chosen.
@@ -94,14 +94,15 @@ def cached_examples(cache: Path, student: Student, *, teacher: str) -> ExampleRo
     if EncodedStore.is_at(cache):
         return _encoded_examples(EncodedStore.open(cache), student, teacher=teacher)
     store = ClipStore.open(cache)
+    place = store.path
     if not len(store):
-        raise ValueError(f"there is no teacher cache at {cache}; make one with `streamstill collect --cache {cache}`")
+        raise ValueError(f"there is no teacher cache at {place}; make one with `streamstill collect --cache {place}`")
     entries = [entry for entry in store.find(teacher=teacher or None) if entry.request.geometry == _size(student)]
     if not entries:
         raise ValueError(
-            f"{cache} has {len(store)} clips and {_none(student, teacher)}; collect some with --size {_words(student)}"
+            f"{place} has {len(store)} clips and {_none(student, teacher)}; collect some with --size {_words(student)}"
         )
-    _require_one_teacher(cache, {entry.teacher for entry in entries})
+    _require_one_teacher(place, {entry.teacher for entry in entries})
     return encode_clips(((entry.request.prompt, store.get(entry.key)) for entry in entries), student.codec)
 
 
@@ -132,6 +133,6 @@ def _none(student: Student, teacher: str) -> str:
     return f"none{f' of the teacher {teacher!r}' if teacher else ''} in the student's size {_words(student)}"
 
 
-def _require_one_teacher(where: Path, teachers: set[str]) -> None:
+def _require_one_teacher(where: Path | str, teachers: set[str]) -> None:
     if len(teachers) > 1:
         raise ValueError(f"{where} has clips of the teachers {sorted(teachers)}; choose one with --set teacher=NAME")

@@ -31,7 +31,7 @@ class Subject:
         latents: F of a chunk, C, H, W.
         pixels: height and width of the video.
         frames_per_latent: video frames that one latent frame stands for.
-        decoder: the codec whose decoding was timed, or why none was.
+        decoder: what decoded, the codec or a light decoder in its place; or why nothing did.
     """
 
     name: str
@@ -109,6 +109,7 @@ class BenchmarkCard:
         derived = {
             "loop_fps": self.loop_fps,
             "end_to_end_fps": self.end_to_end_fps,
+            "decode_share": self.timing.decode_share,
             "last_by_first_age": self.timing.ratio,
             "gflops_per_second": self.gflops_per_second,
         }
@@ -213,7 +214,8 @@ def _speeds(card: BenchmarkCard) -> Iterator[tuple[str, str]]:
     decoded = card.end_to_end_fps
     if decoded is not None:
         yield "frames a second, decoded", f"{decoded:.4g}"
-    yield "decode", card.subject.decoder
+    share = timing.decode_share
+    yield "decode", card.subject.decoder + ("" if share is None else f", {share:.1%} of end to end")
     whole = "prompt to frames" if decoded is not None else "prompt to latents"
     yield f"first frame, {whole}", f"{_ms(timing.first_frame_ms.median)} ms, cold {_ms(timing.first_frame_cold_ms)} ms"
     yield "one velocity pass", f"{_ms(timing.pass_ms.median)} ms" + ("" if rate is None else f", {rate:,.4g} GFLOP/s")

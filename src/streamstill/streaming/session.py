@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamstill.codec.counting import pixel_frames
+from streamstill.codec.counting import first_frames, pixel_frames
 from streamstill.codec.video import VideoCodec, to_frames, to_pixels
 from streamstill.flow.times import Sampling
 from streamstill.streaming.model import StreamingModel
@@ -68,9 +68,11 @@ class Session:
     Args:
         first_frame: a picture that the video begins with, uint8 of shape (3, height, width); the first chunk shows
             it standing still, and the video goes on from there.
+        codec: decodes in place of the student's own, on the student's device: a ``LightCodec``.
 
     Raises:
-        ValueError: the prompt has no word in it, or the picture is not uint8 of the student's size.
+        ValueError: the prompt has no word in it, the picture is not uint8 of the student's size, or the codec has
+            latents of other sizes than the student's.
     """
 
     def __init__(
@@ -81,8 +83,10 @@ class Session:
         sampling: Sampling,
         seed: int = 0,
         first_frame: Frames | None = None,
+        codec: VideoCodec | None = None,
     ) -> None:
         self._student, self._sampling, self._seed = student, sampling, seed
+        self._codec = student.codec if codec is None else _fitting(codec, student.codec)
         self._text_BLD = self._encode(prompt)
         self._prompt = prompt
         self._opening = None
@@ -137,5 +141,19 @@ class Session:
         while True:
             with torch.inference_mode():  # entered per chunk: a generator must not leave it switched on for its caller
                 latents_BFCHW = next(chunks)
-                pixels_BFCHW, state = self._student.codec.decode(latents_BFCHW, state)
+                pixels_BFCHW, state = self._codec.decode(latents_BFCHW, state)
             yield to_frames(pixels_BFCHW[0])
+
+
+def _fitting(codec: VideoCodec, own: VideoCodec) -> VideoCodec:
+    given, wanted = _sizes(codec), _sizes(own)
+    if given != wanted:
+        raise ValueError(
+            f"the codec has latents of {given} (channels, compression, first frames) and the student's own of {wanted};"
+            " give one that decodes the student's latents"
+        )
+    return codec
+
+
+def _sizes(codec: VideoCodec) -> tuple[int, tuple[int, ...], int]:
+    return codec.latent_channels, tuple(codec.compression), first_frames(codec)

@@ -104,6 +104,11 @@ class Timing:
         """Latent frames a second, decode included; None without a codec."""
         return None if self.end_to_end_ms is None else 1000 * self.chunk_frames / self.end_to_end_ms.median
 
+    @property
+    def decode_share(self) -> float | None:
+        """Of the time of a chunk from noise to frames, what decoding takes, by medians; None without a codec."""
+        return None if self.end_to_end_ms is None else 1 - self.loop_ms.median / self.end_to_end_ms.median
+
 
 @torch.inference_mode()
 def time_streaming(

@@ -1,4 +1,4 @@
-"""Where a clip store is: a folder, or a prefix in an S3-compatible service that the ``AWS_*`` variables describe."""
+"""Where a store is: a folder, or a prefix in an S3-compatible service that the ``AWS_*`` variables describe."""
 
 import os
 import re
@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-# What may be in the folder before the first commit: what Lance makes, and what a collection from an API keeps there.
-_OWN_FOLDERS = frozenset({"data", "_versions", "_transactions", "api", "quarantine"})
 FILE_FORMAT: Literal["2.1"] = "2.1"  # of Lance; named, so that a newer Lance writes what this one's readers can read
 _REMOTE = re.compile(r"s3:[/\\]+(.+)")
 
@@ -42,22 +40,18 @@ class Place:
         """The Lance dataset that is there now, or None where nothing was committed yet.
 
         Raises:
-            ValueError: there is something else at this place, or it cannot be read.
-            OSError: it cannot be read.
+            ValueError, OSError: it cannot be read; the words are Lance's.
         """
         import lance
 
         if not self.remote and not any(Path(self.uri).glob("_versions/*.manifest")):
-            self._require_unused(Path(self.uri))
             return None
         try:
             return lance.dataset(self.uri, storage_options=self.options)
         except ValueError as error:
             if self.remote and "was not found" in str(error):  # Lance has no type for it
                 return None
-            raise self._unreadable(error) from error
-        except OSError as error:
-            raise self._unreadable(error) from error
+            raise
 
     def create(self, table: Any) -> Any:
         """The first commit: a dataset of this Arrow table.
@@ -82,22 +76,6 @@ class Place:
         import lance
 
         return lance.write_dataset(table, seen, mode="append", storage_options=self.options)
-
-    def _require_unused(self, path: Path) -> None:
-        """Refuse a path where something else is. A first commit that is under way or was killed left only folders."""
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file and no clip store, which is a folder; give another path")
-        strangers = sorted({file.name for file in path.glob("*")} - _OWN_FOLDERS)
-        if strangers:
-            raise ValueError(f"the folder {path} is no clip store, it holds {strangers[0]!r}; give another path")
-
-    def _unreadable(self, error: Exception) -> ValueError:
-        remedy = (
-            "check the bucket, AWS_ENDPOINT_URL, AWS_REGION and the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            if self.remote
-            else "put back a good copy, or give another path"
-        )
-        return ValueError(f"the clip store {self.uri} cannot be read ({first_line(error)}); {remedy}")
 
 
 def first_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from streamstill.teachers.api.jobs import JobTeacher
 from streamstill.teachers.api.replicate import ReplicateConfig, ReplicateTeacher
 from streamstill.teachers.api.veo import VeoConfig, VeoTeacher
 from streamstill.teachers.gym import GymConfig, GymTeacher
+from streamstill.teachers.pipelines.config import PipelineConfig
 from streamstill.teachers.teacher import Teacher
 
 GROUP = "streamstill.teachers"
@@ -23,9 +24,18 @@ Found: TypeAlias = Teacher | JobTeacher
 Options: TypeAlias = Mapping[str, Any]
 
 _JOBS = ("submit", "poll", "download", "close", "price")
+
+
+def _pipeline(options: Options) -> Found:
+    from streamstill.teachers.pipelines.opened import pipeline_teacher  # which loads torch
+
+    return pipeline_teacher(from_dict(PipelineConfig, options, "pipeline"))
+
+
 _WITH_THE_PACKAGE: Mapping[str, Callable[[Options], Found]] = {
     "fal": lambda options: FalTeacher(from_dict(FalConfig, options, "fal")),
     "gym": lambda options: GymTeacher.of(from_dict(GymConfig, options, "gym")),
+    "pipeline": _pipeline,
     "replicate": lambda options: ReplicateTeacher(from_dict(ReplicateConfig, options, "replicate")),
     "veo": lambda options: VeoTeacher(from_dict(VeoConfig, options, "veo")),
 }
