@@ -26,7 +26,7 @@ from streamstill.config import write_json
 from streamstill.metrics import Interval, interval_over_seeds
 from streamstill.recipes.base import Base, run_base
 from streamstill.recipes.methods import Method, Methods, build_method, score_of
-from streamstill.recipes.quickstart import MOTION, Quickstart, Warmup, held_out, shipped_base, warm_up
+from streamstill.recipes.quickstart import JUDGED, Quickstart, Warmup, held_out, shipped_base, warm_up
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import averaged, students_clips
 from streamstill.report.comparison import AGAINST_TEACHER, against_teacher, rows_of
@@ -52,16 +52,15 @@ def constant(score: Tensor) -> Tensor:
     return torch.zeros_like(score)
 
 
-def methods_of(prompts: int = 16, rollouts: int = 8) -> Methods:
-    """The numbers of the comparison; every discriminator looks through the same blindfold."""
-    plain = Methods(prompts_per_update=prompts)
-    adversary = replace(plain.afd.adversary, blindfold=MOTION, rollouts_per_prompt=rollouts, looks=4)
-    few = replace(plain.gan.adversary, blindfold=MOTION, rollouts_per_prompt=2)
+def methods_of() -> Methods:
+    """The numbers of the comparison: the quickstart's AFD, and every discriminator sees what its discriminator sees."""
+    plain, afd = Methods(prompts_per_update=4), Quickstart().afd
+    few = replace(JUDGED, steps_per_turn=1, rollouts_per_prompt=2)
     return replace(
         plain,
-        afd=replace(plain.afd, adversary=adversary),
+        afd=afd,
         gan=replace(plain.gan, adversary=few),
-        reward_weighted=replace(plain.reward_weighted, adversary=adversary),
+        reward_weighted=replace(plain.reward_weighted, adversary=afd.adversary),
     )
 
 
@@ -76,41 +75,45 @@ def rate(lr: float) -> dict[str, OptimConfig]:
     return {"optim": OptimConfig(lr=lr, weight_decay=0.01)}
 
 
+def many(config: Methods) -> Methods:
+    """More prompts in an update: what does not compare rollouts of one prompt needs fewer of each."""
+    return replace(config, prompts_per_update=16)
+
+
 Variant = tuple[str, Callable[[Methods], Methods], Callable[[Tensor], Tensor]]
 VARIANTS: dict[str, Variant] = {
     "sft": ("sft", lambda m: m, advantages),
     "afd": ("afd", lambda m: m, advantages),
-    "afd, anchored": (
-        "afd",
-        lambda m: with_afd(replace(m, prompts_per_update=4), anchor=1.0, optim=OptimConfig(lr=1e-4)),
-        advantages,
-    ),
-    "afd, small updates": (
-        "afd",
-        lambda m: with_afd(replace(m, prompts_per_update=4), optim=OptimConfig(lr=6e-4), adversary={"looks": 16}),
-        advantages,
-    ),
-    "gan": ("gan", lambda m: m, advantages),
-    "gan, anchored": ("gan", lambda m: replace(m, gan=replace(m.gan, anchor=1.0)), advantages),
-    "dmd": ("dmd", lambda m: m, advantages),
+    "gan": ("gan", many, advantages),
+    "gan, anchored": ("gan", lambda m: replace(many(m), gan=replace(m.gan, anchor=1.0)), advantages),
+    "dmd": ("dmd", many, advantages),
     "reward-weighted": ("reward-weighted", lambda m: m, advantages),
     "afd, shuffled rewards": ("afd", lambda m: m, shuffled),
     "afd, rewards 1/2": ("afd", lambda m: m, constant),
+    "afd, anchored": ("afd", lambda m: with_afd(m, anchor=1.0), advantages),
+    "afd, larger updates": (
+        "afd",
+        lambda m: with_afd(replace(m, prompts_per_update=16), optim=OptimConfig(lr=1e-3)),
+        advantages,
+    ),
+    "afd, credit by clip": ("afd", lambda m: with_afd(m, credit="clip"), advantages),
+    "afd, newest judge": ("afd", lambda m: with_afd(m, adversary={"ema_decay": None}), advantages),
+    "afd, no average": ("afd", lambda m: with_afd(m, ema_decay=None), advantages),
     "afd, off-policy": ("afd", lambda m: with_afd(m, rollouts="start"), advantages),
     "afd, frozen discriminator": ("afd", lambda m: with_afd(m, freeze_after=0), advantages),
-    "afd, discriminator lr 1e-4": ("afd", lambda m: with_afd(m, adversary=rate(1e-4)), advantages),
-    "afd, discriminator lr 1e-2": ("afd", lambda m: with_afd(m, adversary=rate(1e-2)), advantages),
+    "afd, discriminator lr 3e-4": ("afd", lambda m: with_afd(m, adversary=rate(3e-4)), advantages),
+    "afd, discriminator lr 3e-2": ("afd", lambda m: with_afd(m, adversary=rate(3e-2)), advantages),
     "afd, gan loss": ("afd", lambda m: with_afd(m, adversary={"loss": "gan"}), advantages),
     "afd, groups of 2": (
         "afd",
-        lambda m: with_afd(replace(m, prompts_per_update=64), adversary={"rollouts_per_prompt": 2}),
+        lambda m: with_afd(replace(m, prompts_per_update=16), adversary={"rollouts_per_prompt": 2}),
         advantages,
     ),
     "afd, min-max": ("afd", lambda m: with_afd(m, reward_map="min_max"), advantages),
     "afd, noisy context": ("afd", lambda m: with_afd(m, context="noisy"), advantages),
     "afd, one look": ("afd", lambda m: with_afd(m, adversary={"looks": 1}), advantages),
 }
-MAIN = tuple(VARIANTS)[:10]
+MAIN = ("sft", "afd", "gan", "gan, anchored", "dmd", "reward-weighted", "afd, shuffled rewards", "afd, rewards 1/2")
 
 
 class Experiment:

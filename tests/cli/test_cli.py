@@ -18,7 +18,7 @@ from streamstill.types import Clip
 from tests.cli.conftest import Run
 from tests.recipes.tiny import files, read
 
-COMMANDS = ("distill", "collect", "codec", "encode", "train", "stream", "bench", "search", "doctor")
+COMMANDS = ("distill", "collect", "codec", "student", "encode", "train", "stream", "bench", "search", "doctor")
 TINY_SIZE = "8x16x16@8"
 
 

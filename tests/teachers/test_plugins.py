@@ -1,6 +1,7 @@
 """A package that is installed gives teachers by name, without a line changed here; what is wrong with one is said."""
 
 import json
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ def test_a_teacher_behind_an_api_is_found_as_one(site: Path) -> None:
 
 
 def test_names_are_listed_without_importing_anything(site: Path) -> None:
-    assert set(OFFERED) | {"fal", "gym", "replicate", "veo"} <= set(known_teachers())
+    assert set(OFFERED) | {"fal", "gym", "pipeline", "replicate", "veo"} <= set(known_teachers())
     assert list(known_teachers()) == sorted(known_teachers())
     assert MODULE not in sys.modules
 
@@ -180,3 +181,27 @@ def test_the_teachers_of_the_package_are_found_by_name_and_configured_strictly()
         find_teacher("replicate", {"modle": "a/b"})
     with pytest.raises(ValueError, match=r"fal is incomplete: .*model"):
         find_teacher("fal")
+
+
+def test_naming_the_teachers_of_the_package_loads_neither_torch_nor_diffusers() -> None:
+    heavy = "bool({'torch', 'diffusers', 'gymnasium', 'httpx'} & set(sys.modules))"
+    code = f"import sys, streamstill.teachers.plugins as plugins; plugins.known_teachers(); sys.exit({heavy})"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({}, r"pipeline is incomplete: .*source"),
+        ({"source": "a", "setps": 3}, r"pipeline has no field \['setps'\]; its fields are"),
+        ({"source": "a", "geometry.frmes": 3}, r"pipeline.geometry has no field \['frmes'\]"),
+        ({"source": "."}, r"the folder \. holds no pipeline \(it has no model_index.json\)"),
+    ],
+)
+def test_a_pipeline_is_configured_strictly(
+    options: dict[str, object], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("diffusers", reason='install the local extra: pip install "streamstill[local]"')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=problem):
+        find_teacher("pipeline", options)

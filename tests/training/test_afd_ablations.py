@@ -1,15 +1,19 @@
 """The switches of AFD that experiments turn: who freezes, how rewards are mapped, what is seen, what anchors."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
+from streamstill.recipes.stages import averaged
+from streamstill.training.lora import Lora
 from streamstill.training.objectives.adversary import Adversary
 from streamstill.training.objectives.afd import AdversarialFlowDistillation, Verdict, min_max_rewards
 from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig, NoisedExamples
+from streamstill.training.trainer import Trainer, TrainerConfig
 from tests.training.afd_parts import ADVERSARY, BY_HEART, Brightness, Indifferent, afd, dice, group, lagged, weights
 
 
@@ -128,3 +132,25 @@ def test_the_lagged_student_is_untouched_by_the_anchor() -> None:
     before = weights(lagged(objective))
     gradient(objective, student_micros(objective)[0])
     assert torch.equal(weights(lagged(objective)), before)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["copies", "adapters"])
+def test_a_run_can_return_the_average_of_the_students_weights(lora: Lora | None, tmp_path: Path) -> None:
+    objective = afd(Brightness(0.3), ema_decay=0.5, lora=lora, adversary=replace(ADVERSARY, optim=BY_HEART))
+    trained = objective.policies.trained
+    trainer = Trainer(objective, group, TrainerConfig(steps=3), tmp_path)
+    expected, kept = weights(trained), []
+    for step in range(3):
+        trainer.turn(step)
+        share = min(0.5, (1 + step) / (10 + step))
+        expected = share * expected + (1 - share) * weights(trained)
+        kept.append(weights(trained))
+    assert (kept[0] - kept[2]).abs().max() > 0
+    averaged(trainer, "student", trained)
+    torch.testing.assert_close(weights(trained), expected)
+    objective.policies.merged()
+
+
+def test_without_a_decay_no_average_is_kept(tmp_path: Path) -> None:
+    trainer = Trainer(afd(), group, TrainerConfig(steps=1), tmp_path)
+    assert trainer.ema("student") is None

@@ -130,6 +130,19 @@ def test_the_mean_reward_is_one_half_for_every_prompt() -> None:
     torch.testing.assert_close(reward_PK.mean(1), torch.full((5,), 0.5, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("slope", [0.1, 0.25, 2.0])
+def test_the_mean_reward_is_one_half_however_lopsided_the_advantages(slope: float) -> None:
+    """A few very bad rollouts are clipped, the many good ones are not; what that adds is given back."""
+    advantage = advantages(torch.tensor([[0.0, 0.1, 0.2, 0.3, 0.4, -9.0, -8.0, 0.1]]).double() ** 3)
+    reward = rewards(advantage, clip=1.5, slope=slope)
+    assert float(reward.mean()) == pytest.approx(0.5, abs=1e-9)
+    assert 0 <= float(reward.min()) <= float(reward.max()) <= 1
+    in_order = reward.gather(1, advantage.argsort(1))
+    assert (in_order.diff(dim=1) >= 0).all()
+    best = advantage.argmax(1, keepdim=True)
+    assert torch.equal(reward.gather(1, best), reward.amax(1, keepdim=True))
+
+
 def test_rewards_are_clipped_on_both_sides() -> None:
     advantage = torch.tensor([-9.0, -5.0, -1.0, 0.0, 1.0, 5.0, 9.0])
     assert torch.equal(rewards(advantage, clip=5.0, slope=0.1), torch.tensor([0.0, 0.0, 0.4, 0.5, 0.6, 1.0, 1.0]))

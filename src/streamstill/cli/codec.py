@@ -9,7 +9,9 @@ from rich.console import Console
 codec_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
 Clips = Annotated[Path | None, typer.Option(help="Folder of videos with captions.")]
-Cache = Annotated[Path | None, typer.Option(help="Folder of the teacher cache; instead of --clips.")]
+Cache = Annotated[
+    Path | None, typer.Option(help="Folder of the teacher cache, or s3://BUCKET/DIR; instead of --clips.")
+]
 Size = Annotated[str, typer.Option(help="FRAMESxHEIGHTxWIDTH@FPS.")]
 Steps = Annotated[int | None, typer.Option(help="Steps in all; the default is the recipe's.")]
 Overrides = Annotated[
@@ -60,7 +62,7 @@ def codec_distill(
     from streamstill.cli.collect import parse_size
     from streamstill.config import with_overrides
     from streamstill.recipes.codec import CodecDistill, run_codec_distill
-    from streamstill.recipes.codec_parts import ClipSource
+    from streamstill.recipes.codec_parts import ClipSource, student_of
 
     source = ClipSource(folder=clips, cache=cache)
     config = CodecDistill(
@@ -69,4 +71,7 @@ def codec_distill(
         student=student,
         steps=CodecDistill.steps if steps is None else steps,
     )
-    run_codec_distill(with_overrides(config, overrides or []), source, out, Console(highlight=False))
+    config, console = with_overrides(config, overrides or []), Console(highlight=False)
+    run_codec_distill(config, source, out, console)
+    words = f'{student_of(config.student, config.codec)} --prompt "..." --light-decoder {out / "light_decoder"}'
+    console.print(f"next: [bold]streamstill stream {words}[/bold]", soft_wrap=True)

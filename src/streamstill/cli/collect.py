@@ -73,13 +73,18 @@ class Asked:
         return ApiCollection(**{name: value for name, value in said.items() if value is not None}, retry=self.retry)
 
     @property
+    def place(self) -> Place:
+        """Where the cache is: a ``Path`` swallows one of the slashes of ``s3://``."""
+        return Place.of(self.cache)
+
+    @property
     def folder(self) -> ApiFolder:
         """Where the journal and files on their way are."""
         if self.jobs is not None:
             return ApiFolder.at(self.jobs)
-        if Place.of(self.cache).remote:
+        if self.place.remote:
             raise ValueError(
-                f"the cache {Place.of(self.cache).uri} is not on disk, and the journal of what was paid must be; give "
+                f"the cache {self.place.uri} is not on disk, and the journal of what was paid must be; give "
                 "--jobs DIR, the same one every time"
             )
         return ApiFolder.in_cache(self.cache)
@@ -264,7 +269,7 @@ def _tell(report: ApiReport, asked: Asked, console: Console) -> None:
     ends = ", ".join(f"{getattr(tally, name)} {name}" for name in _ROWS[3:] if getattr(tally, name))
     console.print(
         f"  {tally.known + tally.done} of {tally.requests} clips, {tally.done} of them new"
-        f"{', ' + ends if ends else ''}; estimated cost so far {tally.money:.2f} -> {asked.cache}",
+        f"{', ' + ends if ends else ''}; estimated cost so far {tally.money:.2f} -> {asked.place.uri}",
         soft_wrap=True,
     )
     if report.stopped == "interrupted":
@@ -273,4 +278,4 @@ def _tell(report: ApiReport, asked: Asked, console: Console) -> None:
         console.print(f"  stopped before --{report.stopped} would be exceeded; {tally.waiting} requests were not sent")
     if tally.unanswered:
         raise ValueError(f"{tally.unanswered} requests got no answer yet; the same command goes on with them")
-    console.print(f"next: [bold]streamstill train STUDENT --cache {asked.cache}[/bold]", soft_wrap=True)
+    console.print(f"next: [bold]streamstill train STUDENT --cache {asked.place.uri}[/bold]", soft_wrap=True)

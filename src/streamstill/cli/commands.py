@@ -18,12 +18,13 @@ from streamstill.recipes import (
 )
 from streamstill.recipes.base import world_prompts
 from streamstill.recipes.run_folder import RunFolder
-from streamstill.recipes.stages import averaged, collect_clips, train
+from streamstill.recipes.stages import ask, averaged, train
 from streamstill.recipes.training import Training, taught
 from streamstill.student.student import Student
 from streamstill.teachers import FolderTeacher, Teacher, WorldTeacher
 from streamstill.teachers.place import Place
 from streamstill.teachers.plugins import known_teachers
+from streamstill.teachers.prompts import read_prompts
 from streamstill.training.metric_log import TensorBoardTracker
 from streamstill.training.objectives.afd import AdversarialFlowDistillation
 from streamstill.worlds import LooseWorld, World
@@ -60,15 +61,17 @@ def run_recipe(recipe: str, out: Path | None, clips: Path | None, overrides: lis
 def _distil_knowledge(config: Knowledge, out: Path, console: Console) -> str:
     """The command that shows the student in the mode that it has learnt."""
     frames = run_knowledge(config, out, console).config.geometry.frames
-    whole = f" --whole --frames {frames} --steps {config.teacher_steps}" if config.learn.mode == "bidirectional" else ""
-    return f'streamstill stream {out / "student"} --prompt "A red ball is thrown to the left."{whole}'
+    steps = config.teacher_steps if config.pipeline is None else config.pipeline.steps
+    whole = f" --whole --frames {frames} --steps {steps}" if config.learn.mode == "bidirectional" else ""
+    prompt = read_prompts(Path(config.prompts))[0].prompt if config.prompts else "A red ball is thrown to the left."
+    return f'streamstill stream {out / "student"} --prompt "{prompt}"{whole}'
 
 
 def collect_answers(found: Teacher | None, asked: Asked, console: Console) -> None:
     """``streamstill collect`` for teachers on this machine; ``found`` is an installed one."""
     who, own = _teacher(asked.teacher) if found is None else (found, list(getattr(found, "prompts", ())))
-    collect_clips(who, asked.requests(own), asked.cache, console)
-    _next(console, f"streamstill train STUDENT --cache {asked.cache}")
+    store = ask(who, asked.requests(own), asked.cache, console)
+    _next(console, f"streamstill train STUDENT --cache {store.path}")
 
 
 def train_student(
@@ -91,8 +94,10 @@ def train_student(
     with run.stage("training") as folder:
         trainer = train(method, batches, settings, folder, console, title=config.objective, tracker=tracker)
     if isinstance(method, AdversarialFlowDistillation):
+        averaged(trainer, "student", method.policies.trained)
         method.policies.merged()
-    averaged(trainer, "student", pupil if config.objective == "flow-matching" else pupil.network)
+    else:
+        averaged(trainer, "student", pupil if config.objective == "flow-matching" else pupil.network)
     pupil.eval().save_pretrained(out / "student")
     console.print(f"  student -> {out / 'student'}")
     _next(console, f'streamstill stream {out / "student"} --prompt "..."')

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from streamstill.cli.codec import codec_app
 from streamstill.cli.prompts import prompts
+from streamstill.cli.student import student
 
 app = typer.Typer(
     name="streamstill",
@@ -33,6 +34,7 @@ app.add_typer(
 )
 
 app.command()(prompts)
+app.command()(student)
 
 CTRL_C = 130  # exit status
 
@@ -63,7 +65,9 @@ def distill(
 
 @app.command()
 def collect(
-    teacher: Annotated[str, typer.Argument(help="world, loose-world, a folder of clips, api, or an installed one.")],
+    teacher: Annotated[
+        str, typer.Argument(help="world, loose-world, a folder of clips, api, pipeline, or an installed one.")
+    ],
     cache: Annotated[Path, typer.Option(help="Folder of the teacher cache, or s3://BUCKET/DIR.")] = Path("runs/cache"),
     prompts: Annotated[
         Path | None, typer.Option(help="A .txt, .csv, .tsv or .jsonl list; else the teacher's own.")
@@ -71,7 +75,7 @@ def collect(
     count: Annotated[int, typer.Option(help="Number of clips.")] = 200,
     size: Annotated[str, typer.Option(help="FRAMESxHEIGHTxWIDTH@FPS.")] = "16x32x32@8",
     seed: Annotated[int, typer.Option(help="First seed.")] = 0,
-    config: Annotated[Path | None, typer.Option(help="JSON or TOML file that describes the service.")] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON or TOML file that describes the teacher.")] = None,
     overrides: Overrides = None,
     concurrency: Annotated[int | None, typer.Option(help="Jobs of a service at once; 4 if not said.")] = None,
     rate: Annotated[float | None, typer.Option(help="Most calls to a service in a minute.")] = None,

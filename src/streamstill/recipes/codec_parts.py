@@ -21,6 +21,7 @@ from streamstill.student.presets import PRESETS, preset
 from streamstill.student.sandwich import SandwichDiT
 from streamstill.student.student import Student
 from streamstill.teachers import ClipStore, FolderTeacher
+from streamstill.teachers.place import Place
 from streamstill.types import Clip, ClipRequest, Geometry
 
 Pairs: TypeAlias = list[tuple[str, Clip]]
@@ -30,6 +31,9 @@ PROMPT = "A red ball is dropped."
 @dataclass(frozen=True, kw_only=True)
 class ClipSource:
     """Where clips come from: a folder of videos with captions, or a teacher cache; one of the two.
+
+    Args:
+        cache: a folder, or the path of an ``s3://`` address.
 
     Raises:
         ValueError: both are given, or neither.
@@ -45,7 +49,10 @@ class ClipSource:
     @property
     def named(self) -> dict[str, str]:
         """What a run reads, by name."""
-        return {"clips": str(self.folder)} if self.folder is not None else {"cache": str(self.cache)}
+        if self.folder is not None:
+            return {"clips": str(self.folder)}
+        assert self.cache is not None
+        return {"cache": Place.of(self.cache).uri}
 
     def require(self) -> None:
         """Check that it is there.
@@ -55,9 +62,9 @@ class ClipSource:
         """
         if self.folder is not None:
             FolderTeacher.open(self.folder)
-        elif self.cache is not None and not self.cache.exists():
+        elif self.cache is not None and not len(store := ClipStore.open(self.cache)):
             raise ValueError(
-                f"there is no teacher cache at {self.cache}; make one with `streamstill collect --cache {self.cache}`"
+                f"there is no teacher cache at {store.path}; make one with `streamstill collect --cache {store.path}`"
             )
 
     def clips(self, geometry: Geometry, teacher: str, workshop: Path, console: Console) -> Pairs:
@@ -105,6 +112,12 @@ def open_codec(folder: str) -> VideoCodec:
     )
 
 
+def student_of(student: str, codec: str) -> str:
+    """The folder of a student that a light decoder of this codec decodes for, as far as a run knows one; or STUDENT."""
+    known = [folder for folder in (student, codec) if holds(folder, "student")]
+    return known[0] if known else "STUDENT"
+
+
 def pacemaker(name: str, codec: VideoCodec, geometry: Geometry) -> tuple[StreamingModel[Any], Tensor, Sampling]:
     """The network whose chunks decoding is timed beside, the text of one clip, and how it samples.
 
@@ -149,8 +162,10 @@ def _cached(cache: Path, geometry: Geometry, teacher: str) -> Pairs:
     entries = [entry for entry in store.find(teacher=teacher or None) if entry.request.geometry == geometry]
     size = f"{geometry.frames}x{geometry.height}x{geometry.width}@{geometry.fps:g}"
     if not entries:
-        raise ValueError(f"{cache} has {len(store)} clips and none of the size {size}; collect some with --size {size}")
+        raise ValueError(
+            f"{store.path} has {len(store)} clips and none of the size {size}; collect some with --size {size}"
+        )
     teachers = sorted({entry.teacher for entry in entries})
     if len(teachers) > 1:
-        raise ValueError(f"{cache} has clips of the teachers {teachers}; choose one with --set teacher=NAME")
-    return [(entry.request.prompt, store.get(entry.key)) for entry in entries]
+        raise ValueError(f"{store.path} has clips of the teachers {teachers}; choose one with --set teacher=NAME")
+    return [(entry.request.prompt, clip) for entry, clip in store.read(entries)]

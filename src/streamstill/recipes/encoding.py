@@ -1,7 +1,8 @@
 """Clips and prompts of a cache turned into latents and embeddings, once, so that training loads neither encoder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from streamstill.codec.video import VideoCodec
 from streamstill.teachers import ClipStore, Entry
 from streamstill.teachers.encoded import Encoded, EncodedStore, KeptDtype, encoded_key
 from streamstill.training.batches import encode_clip
-from streamstill.types import Geometry
+from streamstill.types import Clip, Geometry
 
 _COMMIT = 16  # clips that are written together; whatever ends a run loses no more of them
 
@@ -56,11 +57,12 @@ def encode_once(
         raise ValueError(f"{clips.path} has {len(clips)} clips and none{of} of the size that is asked for")
     missing = [entry for entry in entries if encoded_key(codec, entry.teacher, entry.request) not in out]
     known = len(entries) - len(missing)
-    for start in range(0, len(missing), _COMMIT):
-        part = missing[start : start + _COMMIT]
-        out.add(_encoded(clips, part, codec, device), codec=codec, dtype=dtype)
+    reading, done = clips.read(missing), known
+    while part := _encoded(islice(reading, _COMMIT), codec, device):
+        out.add(part, codec=codec, dtype=dtype)
+        done += len(part)
         if on_clip is not None:
-            on_clip(known + start + len(part), len(entries))
+            on_clip(done, len(entries))
     prompts = sorted({entry.request.prompt for entry in entries})
     if text is not None:
         _embed(text, prompts, out.text_folder)
@@ -68,14 +70,14 @@ def encode_once(
 
 
 @torch.no_grad()
-def _encoded(clips: ClipStore, entries: Sequence[Entry], codec: VideoCodec, device: str) -> list[Encoded]:
+def _encoded(answers: Iterable[tuple[Entry, Clip]], codec: VideoCodec, device: str) -> list[Encoded]:
     return [
         Encoded(
             teacher=entry.teacher,
             request=entry.request,
-            latents_FCHW=encode_clip(clips.get(entry.key), codec, device=device).cpu(),
+            latents_FCHW=encode_clip(clip, codec, device=device).cpu(),
         )
-        for entry in entries
+        for entry, clip in answers
     ]
 
 

@@ -118,7 +118,8 @@ def _afd(student: Student, examples: Examples, config: Folder, folder: Path, con
     objective = AdversarialFlowDistillation(student, discriminator, config.afd)
     settings = TrainerConfig(steps=config.afd_updates, seed=config.seed + 1, checkpoint_every=1)
     groups = prompt_batches(examples, prompts=len(set(examples.prompts)), answers=2, seed=config.seed)
-    train(objective, groups, settings, folder, console, title="afd")
+    trainer = train(objective, groups, settings, folder, console, title="afd")
+    averaged(trainer, "student", objective.policies.trained)
     objective.policies.merged()
 
 

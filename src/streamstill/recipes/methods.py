@@ -86,9 +86,8 @@ def build_method(
         return Method(FlowMatching(student, config.sft), clips, student)
     groups = _groups(examples, config, seed)
     if name == "afd":
-        return Method(
-            AdversarialFlowDistillation(student, discriminator, config.afd, compare=compare), groups, student.network
-        )
+        afd = AdversarialFlowDistillation(student, discriminator, config.afd, compare=compare)
+        return Method(afd, groups, afd.policies.trained)
     if name == "gan":
         return Method(RolloutGan(student, discriminator, config.gan), groups, student.network)
     if name == "reward-weighted":

@@ -87,10 +87,19 @@ def shared_with(teacher: PipelineTeacher, encoder: TextModel | None = None) -> S
     Raises:
         ValueError: the config has no geometry, or the pipeline's parts are of no known kind.
     """
-    geometry = teacher.config.geometry
-    if geometry is None:
-        raise ValueError("a student learns clips of one size; set the pipeline's geometry to that of the clips")
+    geometry = _size_of(teacher.config)
     return Shared(geometry=geometry, codec=codec_of(teacher).config, text=(encoder or text_of(teacher)).config)
+
+
+def shared_by(config: PipelineConfig) -> Shared:
+    """What students share with the pipeline of this config, which is loaded for it and let go.
+
+    Raises:
+        ModuleNotFoundError, ValueError: see :meth:`streamstill.teachers.pipelines.clips.PipelineTeacher.load`.
+        ValueError: as for ``shared_with``.
+    """
+    _size_of(config)  # before anything is loaded
+    return shared_with(PipelineTeacher.load(config))
 
 
 def fresh_student(
@@ -104,3 +113,9 @@ def fresh_student(
     shape = student_config(shared.geometry, sampling=sampling or Sampling())
     network = preset(size, latent_channels=shared.codec.latent_channels, text_width=shared.text.width, layout=layout)
     return build_student(replace(shape, network=network, codec=shared.codec, text=shared.text), seed=seed)
+
+
+def _size_of(config: PipelineConfig) -> Geometry:
+    if config.geometry is None:
+        raise ValueError("a student learns clips of one size; set the pipeline's geometry to that of the clips")
+    return config.geometry

@@ -18,9 +18,10 @@ from streamstill.report.comparison import Scores, as_json, as_table, judged
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
 from streamstill.training.batches import Examples, PromptGroup, encode_clips, example_batches, prompt_batches
+from streamstill.training.discriminators.augmentation import Augmentation
 from streamstill.training.discriminators.blindfold import Blindfold
-from streamstill.training.discriminators.build import build_discriminator
-from streamstill.training.discriminators.motion import MotionConfig
+from streamstill.training.discriminators.build import DiscriminatorConfig, build_discriminator
+from streamstill.training.discriminators.keypoints import KeypointConfig
 from streamstill.training.health import Checkup, HealthConfig
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig
 from streamstill.training.objectives.afd import AdversarialFlowDistillation, AfdConfig, advantages
@@ -32,7 +33,11 @@ from streamstill.types import Clip, ClipRequest, Geometry
 from streamstill.worlds import World
 
 SHOWN = 4  # clips in before_after.mp4
-MOTION = Blindfold(blur=8, stride=4, noise=0.3)  # where a body is, not how it looks: see docs/log.md
+JUDGED = AdversaryConfig(  # where a body is and how it moves, not how it looks: see docs/log.md
+    optim=OptimConfig(lr=3e-3, weight_decay=0.01),
+    augmentation=Augmentation(blur=(0.5, 3.0), contrast=0.3),
+    blindfold=Blindfold(blur=2, stride=2, noise=0.02),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +52,18 @@ class Warmup:
             ema_decay=0.97,
         )
     )
-    adversary: AdversaryConfig = field(default_factory=lambda: AdversaryConfig(rollouts_per_prompt=2, blindfold=MOTION))
-    adversary_every: int = 6  # steps
+    adversary: AdversaryConfig = field(default_factory=lambda: replace(JUDGED, rollouts_per_prompt=2))
+    adversary_every: int = 3  # steps
+    prompts: int = 16  # that the discriminator compares in each of its turns
 
     def __post_init__(self) -> None:
-        require_positive(self, "steps", "batch", "adversary_every")
+        require_positive(self, "steps", "batch", "adversary_every", "prompts")
+
+
+def _afd() -> AfdConfig:
+    """Small updates, each chunk judged by itself, averages of the judge and of the student."""
+    adversary = replace(JUDGED, steps_per_turn=1, rollouts_per_prompt=8, looks=3, ema_decay=0.9)
+    return AfdConfig(optim=OptimConfig(lr=6e-4), adversary=adversary, credit="chunk", ema_decay=0.9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +74,10 @@ class Quickstart:
     clips: int = 200
     clips_per_prompt: int = 2
     warm: Warmup = field(default_factory=Warmup)
-    afd: AfdConfig = field(
-        default_factory=lambda: AfdConfig(optim=OptimConfig(lr=2e-4), adversary=AdversaryConfig(blindfold=MOTION))
-    )
-    afd_updates: int = 8
-    prompts_per_update: int = 16
+    discriminator: DiscriminatorConfig = field(default_factory=KeypointConfig)
+    afd: AfdConfig = field(default_factory=_afd)
+    afd_updates: int = 40
+    prompts_per_update: int = 4
     held_out_clips: int = 256
     watched_prompts: int = 16  # asked besides ``clips``; nobody learns from them, AFD's health is measured on them
     health: HealthConfig = field(default_factory=HealthConfig)
@@ -132,7 +143,7 @@ def warm_up(config: Quickstart, base: Student, run: RunFolder, console: Console)
     clips = encode_clips(((request.prompt, clip) for request, clip in pairs), base.codec)
     examples, others = clips[: -config.watched_prompts], clips[-config.watched_prompts :]
     group = PromptGroup(others.latents_BFCHW[:, None], others.prompts)
-    discriminator = build_discriminator(MotionConfig(), codec=base.codec, seed=config.seed)
+    discriminator = build_discriminator(config.discriminator, codec=base.codec, seed=config.seed)
     warmed = Warmed(base.resized(config.geometry), discriminator, examples, group)
     with run.stage("warm") as folder:
         console.rule("warm: flow matching on the teacher's clips, the discriminator learns", align="left")
@@ -152,7 +163,9 @@ def distil(
     objective = AdversarialFlowDistillation(warmed.student, warmed.discriminator, config.afd, compare=compare)
     settings = TrainerConfig(steps=config.afd_updates, seed=config.seed + 1, checkpoint_every=1)
     health = Checkup.of(objective, warmed.watched, config.health)
-    train(objective, _groups(warmed.examples, config), settings, folder, console, title="afd", health=health)
+    groups = _groups(warmed.examples, config, config.prompts_per_update)
+    trainer = train(objective, groups, settings, folder, console, title="afd", health=health)
+    averaged(trainer, "student", objective.policies.trained)
     objective.policies.merged()
 
 
@@ -187,7 +200,7 @@ def _warm(warmed: Warmed, config: Quickstart, folder: Path, console: Console) ->
     adversary = Adversary(student, warmed.discriminator, warm.adversary)
     objective = Together(FlowMatching(student, warm.learn), adversary, every=warm.adversary_every)
     clips = example_batches(warmed.examples, batch=warm.batch, seed=config.seed)
-    groups = _groups(warmed.examples, config)
+    groups = _groups(warmed.examples, config, warm.prompts)
     settings = TrainerConfig(steps=warm.steps, seed=config.seed, checkpoint_every=50)
     trainer = train(
         objective, lambda step: (clips(step), lambda: groups(step)), settings, folder, console, title="warm"
@@ -195,8 +208,8 @@ def _warm(warmed: Warmed, config: Quickstart, folder: Path, console: Console) ->
     averaged(trainer, "student", student)
 
 
-def _groups(examples: Examples, config: Quickstart) -> Callable[[int], PromptGroup]:
-    prompts = min(config.prompts_per_update, len(set(examples.prompts)))
+def _groups(examples: Examples, config: Quickstart, most: int) -> Callable[[int], PromptGroup]:
+    prompts = min(most, len(set(examples.prompts)))
     return prompt_batches(examples, prompts=prompts, answers=config.clips_per_prompt, seed=config.seed)
 
 

@@ -13,6 +13,7 @@ from streamstill.codec.video import to_frames
 from streamstill.streaming.rollout import rollout
 from streamstill.student.student import Student
 from streamstill.teachers import CachedTeacher, ClipStore, Teacher, collect
+from streamstill.teachers.store import request_key
 from streamstill.training.health import Checkup, HealthMonitor
 from streamstill.training.metric_log import MetricLog, Tracker
 from streamstill.training.objectives.objective import Objective
@@ -27,13 +28,21 @@ def collect_clips(
     teacher: Teacher, requests: Sequence[ClipRequest], cache: Path, console: Console
 ) -> list[tuple[ClipRequest, Clip]]:
     """The teacher's answers, in order; what the cache has is not asked again."""
+    store = ask(teacher, requests, cache, console)
+    entries = {entry.key: entry for entry in store.find(teacher=teacher.name)}
+    wanted = [entries[request_key(teacher.name, request)] for request in requests]
+    return [(request, clip) for request, (_, clip) in zip(requests, store.read(wanted), strict=True)]
+
+
+def ask(teacher: Teacher, requests: Sequence[ClipRequest], cache: Path, console: Console) -> ClipStore:
+    """The cache, on disk or in a bucket, once the teacher has answered what was not in it."""
     cached = CachedTeacher(teacher, ClipStore.open(cache))
     columns = (TextColumn("  collecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=len(requests))
         done = collect(cached, requests, on_clip=lambda done, _: bar.update(task, completed=done))
-    console.print(f"  {done.requests} clips, {done.asked} of them new -> {cache}")
-    return [(request, cached.generate(request)) for request in requests]
+    console.print(f"  {done.requests} clips, {done.asked} of them new -> {cached.store.path}", soft_wrap=True)
+    return cached.store
 
 
 def train(

@@ -103,7 +103,7 @@ def cached_examples(cache: Path, student: Student, *, teacher: str) -> ExampleRo
             f"{place} has {len(store)} clips and {_none(student, teacher)}; collect some with --size {_words(student)}"
         )
     _require_one_teacher(place, {entry.teacher for entry in entries})
-    return encode_clips(((entry.request.prompt, store.get(entry.key)) for entry in entries), student.codec)
+    return encode_clips(((entry.request.prompt, clip) for entry, clip in store.read(entries)), student.codec)
 
 
 def _encoded_examples(store: EncodedStore, student: Student, *, teacher: str) -> StoredExamples:

@@ -1,6 +1,5 @@
 """Wan chunk by chunk: diffusers' WanTransformer3DModel with its own weights, made causal in chunks of latent frames."""
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from streamstill.codec.pretrained import library
 from streamstill.config import from_dict, require_positive
 from streamstill.state import StreamState
 from streamstill.student.checks import check_step
@@ -287,9 +287,4 @@ def _refuse_images(given: Mapping[str, Any]) -> None:
 
 
 def _model_class(*also_needed: str) -> Any:
-    for module in ("diffusers", *also_needed):
-        if importlib.util.find_spec(module) is None:
-            raise ModuleNotFoundError(f'{module} is not installed; run: pip install "streamstill[wan]"')
-    from diffusers import WanTransformer3DModel
-
-    return WanTransformer3DModel
+    return library("diffusers", "wan", *also_needed).WanTransformer3DModel

@@ -1,7 +1,6 @@
 """LoRA by peft: small trainable products beside a network's own linear layers, several on one copy of the weights."""
 
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from streamstill.codec.pretrained import library
 from streamstill.config import from_dict, require_positive, to_dict
 from streamstill.student.ssa import WindowedSelfAttention
 from streamstill.tensor_file import write_tensors
@@ -208,8 +208,7 @@ def read_adapter(path: Path) -> tuple[Lora, str, Mapping[str, Tensor]]:
 
 def _inject(network: nn.Module, lora: Lora, adapters: Sequence[str]) -> dict[str, Any]:
     """Peft's layers by the name of the linear layer whose place they took."""
-    if importlib.util.find_spec("peft") is None:
-        raise ModuleNotFoundError('peft is not installed; run: pip install "streamstill[lora]"')
+    library("peft", "lora")
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 

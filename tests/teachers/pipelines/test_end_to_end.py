@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,14 @@ from rich.console import Console
 from streamstill.codec.text_cache import CachedText
 from streamstill.config import with_overrides
 from streamstill.recipes import Knowledge, run_knowledge
-from streamstill.recipes.open_source import fresh_student, shared_with
-from streamstill.recipes.stages import collect_clips
 from streamstill.streaming.session import Session
 from streamstill.student.sandwich import SandwichConfig
 from streamstill.student.student import Student
 from streamstill.teachers.encoded import EncodedStore
 from streamstill.teachers.homework import HomeworkStore
-from streamstill.teachers.pipelines.clips import PipelineTeacher
 from streamstill.types import Geometry
 from tests.recipes.tiny import as_flags, files, read, streamstill
-from tests.teachers.pipelines.asking import OTHER, PROMPT, Saved, config_of, request
+from tests.teachers.pipelines.asking import OTHER, PROMPT, Saved
 
 SIZE = Geometry(frames=13, height=32, width=32, fps=8)  # 4 latent frames: two chunks of the student
 TOKENS = 48
@@ -52,9 +51,10 @@ def workshop(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workshop")
     shutil.copytree(saved("wan"), folder / "pipeline")
     (folder / "prompts.txt").write_text(f"{PROMPT}\n{OTHER}\n")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as told:
         patch.chdir(folder)
         assert streamstill(patch, "distill", "kd", "--out", "kd", *as_flags(KD)) == 0
+    (folder / "told.txt").write_text(told.getvalue())
     return folder
 
 
@@ -85,6 +85,11 @@ def test_homework_makes_a_nano_student_in_the_pipelines_latents_that_streams(her
     assert not torch.equal(frames, frames_of(here / "kd/start"))
 
 
+def test_the_next_command_asks_for_the_pipelines_steps_and_one_of_its_prompts(here: Path) -> None:
+    (line,) = [line for line in Path("told.txt").read_text().splitlines() if line.startswith("next: ")]
+    assert line == f'next: streamstill stream kd/student --prompt "{PROMPT}" --whole --frames 13 --steps 2'
+
+
 def test_while_the_student_learns_neither_autoencoder_nor_text_encoder_is_in_memory(here: Path) -> None:
     config = with_overrides(Knowledge(), [*KD, "steps=1"])
     student = run_knowledge(config, here / "again", Console(quiet=True))
@@ -95,24 +100,24 @@ def test_while_the_student_learns_neither_autoencoder_nor_text_encoder_is_in_mem
 
 
 def test_clips_encoded_once_make_a_student_without_the_pipeline(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = PipelineTeacher.load(config_of(here / "pipeline", geometry=SIZE, steps=2))
-    asked = [request(seed, prompt, SIZE) for prompt in (PROMPT, OTHER) for seed in range(2)]
-    collect_clips(teacher, asked, Path("cache"), Console(quiet=True))
-    shared = shared_with(teacher)
-    del teacher
-    assert fresh_student(shared).fingerprint == Student.from_pretrained("kd/start").fingerprint
-    assert streamstill(monkeypatch, "encode", "--cache", "cache", "--student", "kd/start", "--out", "encoded") == 0
+    Path("p.json").write_text(json.dumps(PIPELINE))
+    assert streamstill(monkeypatch, "student", "--pipeline", "p.json", "--out", "start") == 0
+    assert Student.from_pretrained("start").config == Student.from_pretrained("kd/start").config
+    assert Student.from_pretrained("start").fingerprint == Student.from_pretrained("kd/start").fingerprint
+    asked = ("--prompts", "prompts.txt", "--count", 4, "--size", "13x32x32@8", "--cache", "cache")
+    assert streamstill(monkeypatch, "collect", "pipeline", "--config", "p.json", *asked) == 0
+    assert streamstill(monkeypatch, "encode", "--cache", "cache", "--student", "start", "--out", "encoded") == 0
     (first, *_) = store = EncodedStore.open(Path("encoded")).find()
     assert len(store) == 4
     assert first.request.geometry == SIZE
 
     Path("pipeline").rename("away")  # neither autoencoder nor text encoder can be loaded now
     try:
-        words = ("train", "kd/start", "--cache", "encoded", "--steps", 3, "--set", "batch=2", "--out", "taught")
+        words = ("train", "start", "--cache", "encoded", "--steps", 3, "--set", "batch=2", "--out", "taught")
         assert streamstill(monkeypatch, *words) == 0
     finally:
         Path("away").rename("pipeline")
-    (before, after) = (Student.from_pretrained(folder) for folder in ("kd/start", "taught/student"))
+    (before, after) = (Student.from_pretrained(folder) for folder in ("start", "taught/student"))
     assert after.fingerprint != before.fingerprint
     assert frames_of(Path("taught/student")).shape == (13, 3, 32, 32)
     stream = ("stream", "taught/student", "--prompt", PROMPT, "--frames", 13, "--out", "clip.mp4")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from inspect import Parameter
 from pathlib import Path
@@ -49,6 +49,10 @@ class PipelineTeacher:
     def name(self) -> str:
         """Source, weights, and every setting that changes a clip; where parts live is not among them."""
         settings = {name: value for name, value in asdict(self.config).items() if name not in _ELSEWHERE}
+        if self.config.geometry is not None:  # 16 in Python and 16.0 from a file are one speed, and one name
+            settings["geometry"] = asdict(replace(self.config.geometry, fps=float(self.config.geometry.fps)))
+        if self.config.guidance is not None:
+            settings["guidance"] = float(self.config.guidance)
         if self.config.image is not None:
             settings["image"] = hashlib.sha256(Path(self.config.image).read_bytes()).hexdigest()
         text = json.dumps(settings, sort_keys=True, default=repr)

@@ -223,7 +223,9 @@ class Adversary:
             return config.blindfold.noised(latents, generator) if config.blinded else latents
         codec = self.student.codec
         pixels = codec.decode(latents_BFCHW.float())[0].clamp(-1, 1)
-        return config.blindfold(config.augmentation(pixels, codec), generator) if config.blinded else pixels
+        if not config.blinded:
+            return pixels
+        return config.blindfold(config.augmentation(pixels, codec, generator), generator)
 
     def _compared(
         self, teacher: Tensor, student: Tensor, prompts: tuple[str, ...], generator: torch.Generator

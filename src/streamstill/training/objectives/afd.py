@@ -41,7 +41,7 @@ class AfdConfig:
     freeze_after: int | None = None  # turns after which the discriminator no longer learns; for comparison
     beta: float = 1.0  # how far the old velocity is pushed to either side (Eq. 4)
     advantage_clip: float = 5.0  # in global standard deviations
-    reward_slope: float = 0.25  # reward = 1/2 + slope * advantage, kept within [0, 1]
+    reward_slope: float = 0.25  # reward = 1/2 + slope * advantage, kept within [0, 1] and at a mean of 1/2
     reward_map: Literal["centred", "min_max"] = "centred"  # min_max: over the turn, as in the transcription
     context: Literal["clean", "noisy"] = "clean"  # what a noised chunk sees of those before it; noisy for comparison
     old: OldSchedule = field(default_factory=OldSchedule)  # how the lagged student follows
@@ -50,6 +50,7 @@ class AfdConfig:
     rollouts: Literal["old", "start"] = "old"  # who makes them; the start's are off-policy, for comparison
     prior: float = 0.0  # weight of |velocity - velocity of the start|^2 (Eq. 5)
     anchor: float = 0.0  # weight of flow matching on the teacher's clips of the turn; ours
+    ema_decay: float | None = None  # set: an average of the student's weights is kept, which is what a run returns
     self_normalise: bool = False  # divide each error by its own size, as DiffusionNFT does
     micro_batch: int = 32
 
@@ -108,8 +109,15 @@ def advantages(score: Tensor) -> Tensor:
 
 
 def rewards(advantage: Tensor, *, clip: float, slope: float) -> Tensor:
-    """Advantages as rewards in [0, 1], with no advantage at 1/2."""
-    return (0.5 + slope * advantage.clamp(-clip, clip)).clamp(0, 1)
+    """Advantages as rewards in [0, 1] whose mean is 1/2.
+
+    What clipping takes from one side more than from the other is given back to all: a mean beside 1/2 adds a drift
+    along, or against, plain flow matching on own rollouts, which blurs a few-step student.
+    """
+    limit = min(clip, 0.5 / slope)
+    clipped = advantage.clamp(-limit, limit)
+    centred = slope * (clipped - clipped.mean())
+    return 0.5 + centred / (2 * centred.abs().max()).clamp_min(1)
 
 
 def min_max_rewards(advantage: Tensor, *, clip: float) -> Tensor:
@@ -181,7 +189,8 @@ class AdversarialFlowDistillation:
     @property
     def players(self) -> tuple[Player, ...]:
         """The discriminator moves first, so that the student is judged by the newest one."""
-        student = Player(name="student", module=self.policies.trained, optim=self.config.optim)
+        config = self.config
+        student = Player(name="student", module=self.policies.trained, optim=config.optim, ema_decay=config.ema_decay)
         return (*self.adversary.players, student)
 
     @property
