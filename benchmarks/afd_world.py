@@ -26,13 +26,17 @@ from streamstill.config import write_json
 from streamstill.metrics import Interval, interval_over_seeds
 from streamstill.recipes.base import Base, run_base
 from streamstill.recipes.methods import Method, Methods, build_method, score_of
-from streamstill.recipes.quickstart import JUDGED, Quickstart, Warmup, held_out, shipped_base, warm_up
+from streamstill.recipes.quickstart import Quickstart, Warmup, held_out, shipped_base, warm_up
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import averaged, students_clips
 from streamstill.report.comparison import AGAINST_TEACHER, against_teacher, rows_of
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
-from streamstill.training.objectives.afd import advantages
+from streamstill.training.discriminators.augmentation import Augmentation
+from streamstill.training.discriminators.blindfold import Blindfold
+from streamstill.training.discriminators.keypoints import KeypointConfig
+from streamstill.training.objectives.adversary import AdversaryConfig
+from streamstill.training.objectives.afd import AfdConfig, advantages
 from streamstill.training.optim import OptimConfig
 from streamstill.training.trainer import Trainer, TrainerConfig
 from streamstill.types import Clip, ClipRequest
@@ -52,15 +56,24 @@ def constant(score: Tensor) -> Tensor:
     return torch.zeros_like(score)
 
 
+SEEN = AdversaryConfig(  # of every discriminator: where a body is and how it moves, not how it looks
+    optim=OptimConfig(lr=3e-3, weight_decay=0.01),
+    augmentation=Augmentation(blur=(0.5, 3.0), contrast=0.3),
+    blindfold=Blindfold(blur=2, stride=2, noise=0.02),
+)
+
+
 def methods_of() -> Methods:
-    """The numbers of the comparison: the quickstart's AFD, and every discriminator sees what its discriminator sees."""
-    plain, afd = Methods(prompts_per_update=4), Quickstart().afd
-    few = replace(JUDGED, steps_per_turn=1, rollouts_per_prompt=2)
+    """The numbers of the comparison."""
+    plain = Methods(prompts_per_update=4)
+    adversary = replace(SEEN, steps_per_turn=1, rollouts_per_prompt=8, looks=3, ema_decay=0.9)
+    afd = AfdConfig(optim=OptimConfig(lr=6e-4), adversary=adversary, credit="chunk", ema_decay=0.9)
+    few = replace(SEEN, steps_per_turn=1, rollouts_per_prompt=2)
     return replace(
         plain,
         afd=afd,
         gan=replace(plain.gan, adversary=few),
-        reward_weighted=replace(plain.reward_weighted, adversary=afd.adversary),
+        reward_weighted=replace(plain.reward_weighted, adversary=adversary),
     )
 
 
@@ -125,10 +138,12 @@ class Experiment:
         self.teacher = WorldTeacher(World())
 
     def config(self, seed: int) -> Quickstart:
-        """The quickstart's corner of the world, with a longer warm-up."""
+        """The quickstart's corner of the world, with a longer warm-up and a discriminator of keypoints."""
         asked = self.asked
-        warm = Warmup(steps=asked.warm_steps)
-        return Quickstart(warm=warm, held_out_clips=asked.held_out, clips=asked.clips, seed=seed)
+        warm = Warmup(steps=asked.warm_steps, adversary=replace(SEEN, rollouts_per_prompt=2), adversary_every=3)
+        return Quickstart(
+            discriminator=KeypointConfig(), warm=warm, held_out_clips=asked.held_out, clips=asked.clips, seed=seed
+        )
 
     def base(self) -> Student:
         """The shipped sandwich, or full attention trained in the same way for half as long."""

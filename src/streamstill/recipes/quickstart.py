@@ -18,10 +18,9 @@ from streamstill.report.comparison import Scores, as_json, as_table, judged
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
 from streamstill.training.batches import Examples, PromptGroup, encode_clips, example_batches, prompt_batches
-from streamstill.training.discriminators.augmentation import Augmentation
 from streamstill.training.discriminators.blindfold import Blindfold
 from streamstill.training.discriminators.build import DiscriminatorConfig, build_discriminator
-from streamstill.training.discriminators.keypoints import KeypointConfig
+from streamstill.training.discriminators.motion import MotionConfig
 from streamstill.training.health import Checkup, HealthConfig
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig
 from streamstill.training.objectives.afd import AdversarialFlowDistillation, AfdConfig, advantages
@@ -33,11 +32,7 @@ from streamstill.types import Clip, ClipRequest, Geometry
 from streamstill.worlds import World
 
 SHOWN = 4  # clips in before_after.mp4
-JUDGED = AdversaryConfig(  # where a body is and how it moves, not how it looks: see docs/log.md
-    optim=OptimConfig(lr=3e-3, weight_decay=0.01),
-    augmentation=Augmentation(blur=(0.5, 3.0), contrast=0.3),
-    blindfold=Blindfold(blur=2, stride=2, noise=0.02),
-)
+MOTION = Blindfold(blur=8, stride=4, noise=0.3)  # where a body is, not how it looks: see docs/log.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +47,12 @@ class Warmup:
             ema_decay=0.97,
         )
     )
-    adversary: AdversaryConfig = field(default_factory=lambda: replace(JUDGED, rollouts_per_prompt=2))
-    adversary_every: int = 3  # steps
+    adversary: AdversaryConfig = field(default_factory=lambda: AdversaryConfig(rollouts_per_prompt=2, blindfold=MOTION))
+    adversary_every: int = 6  # steps
     prompts: int = 16  # that the discriminator compares in each of its turns
 
     def __post_init__(self) -> None:
         require_positive(self, "steps", "batch", "adversary_every", "prompts")
-
-
-def _afd() -> AfdConfig:
-    """Small updates, each chunk judged by itself, averages of the judge and of the student."""
-    adversary = replace(JUDGED, steps_per_turn=1, rollouts_per_prompt=8, looks=3, ema_decay=0.9)
-    return AfdConfig(optim=OptimConfig(lr=6e-4), adversary=adversary, credit="chunk", ema_decay=0.9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +63,12 @@ class Quickstart:
     clips: int = 200
     clips_per_prompt: int = 2
     warm: Warmup = field(default_factory=Warmup)
-    discriminator: DiscriminatorConfig = field(default_factory=KeypointConfig)
-    afd: AfdConfig = field(default_factory=_afd)
-    afd_updates: int = 40
-    prompts_per_update: int = 4
+    discriminator: DiscriminatorConfig = field(default_factory=MotionConfig)
+    afd: AfdConfig = field(
+        default_factory=lambda: AfdConfig(optim=OptimConfig(lr=2e-4), adversary=AdversaryConfig(blindfold=MOTION))
+    )
+    afd_updates: int = 8
+    prompts_per_update: int = 16
     held_out_clips: int = 256
     watched_prompts: int = 16  # asked besides ``clips``; nobody learns from them, AFD's health is measured on them
     health: HealthConfig = field(default_factory=HealthConfig)
