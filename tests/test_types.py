@@ -43,3 +43,8 @@ def test_a_request_of_a_geometry_asks_for_that_geometry() -> None:
     request = ClipRequest.of(SIZE, prompt="a ball", seed=3)
     assert request.geometry == SIZE
     assert request == ClipRequest(prompt="a ball", seed=3, frames=2, height=4, width=6, fps=8)
+
+
+@pytest.mark.parametrize(("fps", "words"), [(8, "16x32x48@8"), (8.0, "16x32x48@8"), (12.5, "16x32x48@12.5")])
+def test_a_geometry_in_words_is_what_commands_take(fps: float, words: str) -> None:
+    assert Geometry(frames=16, height=32, width=48, fps=fps).words == words

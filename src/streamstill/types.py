@@ -35,6 +35,11 @@ class Geometry:
         if min(self.frames, self.height, self.width) < 1 or not self.fps > 0:
             raise ValueError(f"every field of a Geometry must be positive, got {self}")
 
+    @property
+    def words(self) -> str:
+        """As commands take it: ``16x32x32@8``."""
+        return f"{self.frames}x{self.height}x{self.width}@{self.fps:g}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRequest:

@@ -3,6 +3,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from streamstill.codec.light_decoder import LightCodec, LightDecoder, LightDecoderConfig
 from streamstill.codec.patch import PatchCodec
@@ -10,6 +11,7 @@ from streamstill.codec.video import VideoCodec, to_frames, to_pixels
 from streamstill.flow.times import Sampling
 from streamstill.streaming.rollout import rollout
 from streamstill.streaming.session import Session
+from streamstill.student.student import Student
 from streamstill.testing import tiny_student
 from streamstill.types import Frames
 
@@ -24,6 +26,20 @@ def picture(seed: int = 0) -> Frames:
     return np.random.default_rng(seed).integers(0, 256, (3, 16, 16), dtype=np.uint8)
 
 
+@torch.no_grad()
+def rolled_out(student: Student, *, frames: int, opening: Tensor | None = None) -> Tensor:
+    """What one rollout makes of the prompt, in latents."""
+    return rollout(
+        student.network,
+        student.encode_prompts([PROMPT]),
+        frames=frames,
+        latent_shape=student.latent_shape[1:],
+        sampling=Sampling(),
+        generator=torch.Generator().manual_seed(0),
+        opening_BFCHW=opening,
+    )
+
+
 def test_frames_arrive_one_by_one_in_the_students_size() -> None:
     frames = list(islice(session().frames(), 10))
     assert all(frame.shape == (3, 16, 16) and frame.dtype == np.uint8 for frame in frames)
@@ -31,16 +47,7 @@ def test_frames_arrive_one_by_one_in_the_students_size() -> None:
 
 def test_a_session_makes_what_a_rollout_makes() -> None:
     student = tiny_student(seed=1)
-    with torch.no_grad():
-        latents = rollout(
-            student.network,
-            student.encode_prompts([PROMPT]),
-            frames=8,
-            latent_shape=student.latent_shape[1:],
-            sampling=Sampling(),
-            generator=torch.Generator().manual_seed(0),
-        )
-    whole = to_frames(student.codec.decode(latents)[0][0])
+    whole = to_frames(student.codec.decode(rolled_out(student, frames=8))[0][0])
     assert np.array_equal(np.stack(list(islice(session().frames(), 16))), whole)
 
 
@@ -159,17 +166,9 @@ def light_codec(codec: PatchCodec) -> LightCodec:
 def test_another_codec_decodes_the_same_chunks_and_remembers_its_own_past() -> None:
     student, light = tiny_student(seed=1), light_codec(PatchCodec())
     one = Session(student, PROMPT, sampling=Sampling(), first_frame=picture(), codec=light)
+    opening = student.codec.encode(to_pixels(picture()).expand(1, 4, 3, 16, 16))
     with torch.no_grad():
-        latents = rollout(
-            student.network,
-            student.encode_prompts([PROMPT]),
-            frames=6,
-            latent_shape=student.latent_shape[1:],
-            sampling=Sampling(),
-            generator=torch.Generator().manual_seed(0),
-            opening_BFCHW=student.codec.encode(to_pixels(picture()).expand(1, 4, 3, 16, 16)),
-        )
-        expected = to_frames(light.decode(latents)[0][0])
+        expected = to_frames(light.decode(rolled_out(student, frames=6, opening=opening))[0][0])
     for _ in range(2):
         made = np.concatenate([one.next_chunk() for _ in range(3)])
         np.testing.assert_allclose(made.astype(int), expected, atol=1)  # pieces, to rounding

@@ -18,7 +18,7 @@ from streamstill.recipes import (
 )
 from streamstill.recipes.base import world_prompts
 from streamstill.recipes.run_folder import RunFolder
-from streamstill.recipes.stages import ask, averaged, train
+from streamstill.recipes.stages import ask, averaged, settle, train
 from streamstill.recipes.training import Training, taught
 from streamstill.student.student import Student
 from streamstill.teachers import FolderTeacher, Teacher, WorldTeacher
@@ -94,8 +94,7 @@ def train_student(
     with run.stage("training") as folder:
         trainer = train(method, batches, settings, folder, console, title=config.objective, tracker=tracker)
     if isinstance(method, AdversarialFlowDistillation):
-        averaged(trainer, "student", method.policies.trained)
-        method.policies.merged()
+        settle(trainer, method)
     else:
         averaged(trainer, "student", pupil if config.objective == "flow-matching" else pupil.network)
     pupil.eval().save_pretrained(out / "student")

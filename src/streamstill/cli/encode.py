@@ -18,6 +18,7 @@ from streamstill.codec.text_cache import CachedText
 from streamstill.codec.text_models import TextModel
 from streamstill.codec.video import VideoCodec
 from streamstill.recipes.encoding import EncodeReport, encode_once
+from streamstill.recipes.stages import filled_cache
 from streamstill.student.student import Student
 from streamstill.teachers import ClipStore
 from streamstill.teachers.encoded import EncodedStore, KeptDtype
@@ -54,11 +55,7 @@ class Asked:
 
 def encode(asked: Asked, console: Console) -> None:
     """``streamstill encode``."""
-    clips = ClipStore.open(asked.cache)
-    if not len(clips):
-        raise ValueError(
-            f"there is no teacher cache at {clips.path}; make one with `streamstill collect --cache {clips.path}`"
-        )
+    clips = filled_cache(asked.cache)
     codec, text, geometry = _encoders(asked)
     if isinstance(codec, torch.nn.Module):
         codec.to(asked.device)

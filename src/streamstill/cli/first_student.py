@@ -60,8 +60,7 @@ def make_student(asked: Asked, console: Console) -> None:
     size = made.config.geometry
     weights = sum(weight.numel() for weight in made.network.parameters())
     console.print(
-        f"  {asked.preset}, untrained, {weights / 1e6:.1f} M weights, for clips of "
-        f"{size.frames}x{size.height}x{size.width}@{size.fps:g} -> {asked.out}",
+        f"  {asked.preset}, untrained, {weights / 1e6:.1f} M weights, for clips of {size.words} -> {asked.out}",
         soft_wrap=True,
     )
     console.print(f"next: [bold]streamstill train {asked.out} --cache CACHE[/bold]", soft_wrap=True)

@@ -15,7 +15,7 @@ from streamstill.codec.module_folder import holds
 from streamstill.codec.video import VideoCodec
 from streamstill.config import require_one_of
 from streamstill.flow.times import Sampling
-from streamstill.recipes.stages import collect_clips
+from streamstill.recipes.stages import collect_clips, filled_cache, require_one_teacher
 from streamstill.streaming.model import StreamingModel
 from streamstill.student.presets import PRESETS, preset
 from streamstill.student.sandwich import SandwichDiT
@@ -62,10 +62,8 @@ class ClipSource:
         """
         if self.folder is not None:
             FolderTeacher.open(self.folder)
-        elif self.cache is not None and not len(store := ClipStore.open(self.cache)):
-            raise ValueError(
-                f"there is no teacher cache at {store.path}; make one with `streamstill collect --cache {store.path}`"
-            )
+        elif self.cache is not None:
+            filled_cache(self.cache)
 
     def clips(self, geometry: Geometry, teacher: str, workshop: Path, console: Console) -> Pairs:
         """(prompt, clip) pairs of this size: every clip of the folder, fitted to it, or what the cache has in it.
@@ -160,12 +158,10 @@ def _require_whole(geometry: Geometry, codec: VideoCodec, step: int) -> None:
 def _cached(cache: Path, geometry: Geometry, teacher: str) -> Pairs:
     store = ClipStore.open(cache)
     entries = [entry for entry in store.find(teacher=teacher or None) if entry.request.geometry == geometry]
-    size = f"{geometry.frames}x{geometry.height}x{geometry.width}@{geometry.fps:g}"
     if not entries:
         raise ValueError(
-            f"{store.path} has {len(store)} clips and none of the size {size}; collect some with --size {size}"
+            f"{store.path} has {len(store)} clips and none of the size {geometry.words}; "
+            f"collect some with --size {geometry.words}"
         )
-    teachers = sorted({entry.teacher for entry in entries})
-    if len(teachers) > 1:
-        raise ValueError(f"{store.path} has clips of the teachers {teachers}; choose one with --set teacher=NAME")
+    require_one_teacher(store.path, {entry.teacher for entry in entries})
     return [(entry.request.prompt, clip) for entry, clip in store.read(entries)]

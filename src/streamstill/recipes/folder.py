@@ -17,7 +17,7 @@ from streamstill.metrics import psnr
 from streamstill.recipes.base import student_config
 from streamstill.recipes.codec_parts import every_clip
 from streamstill.recipes.run_folder import RunFolder
-from streamstill.recipes.stages import averaged, collect_clips, students_clips, train
+from streamstill.recipes.stages import averaged, collect_clips, settle, students_clips, train
 from streamstill.report.comparison import environment
 from streamstill.student.sandwich import SandwichConfig
 from streamstill.student.student import Student, build_student
@@ -119,8 +119,7 @@ def _afd(student: Student, examples: Examples, config: Folder, folder: Path, con
     settings = TrainerConfig(steps=config.afd_updates, seed=config.seed + 1, checkpoint_every=1)
     groups = prompt_batches(examples, prompts=len(set(examples.prompts)), answers=2, seed=config.seed)
     trainer = train(objective, groups, settings, folder, console, title="afd")
-    averaged(trainer, "student", objective.policies.trained)
-    objective.policies.merged()
+    settle(trainer, objective)
 
 
 def _compare(student: Student, pairs: list[tuple[ClipRequest, Clip]], config: Folder, out: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from streamstill.config import require_positive, write_json
 from streamstill.media import side_by_side, write_clip, write_strip
 from streamstill.recipes.base import SMALL, world_prompts
 from streamstill.recipes.run_folder import RunFolder
-from streamstill.recipes.stages import averaged, collect_clips, students_clips, train
+from streamstill.recipes.stages import averaged, collect_clips, settle, students_clips, train
 from streamstill.report.comparison import Scores, as_json, as_table, judged
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
@@ -156,8 +156,7 @@ def distil(
     health = Checkup.of(objective, warmed.watched, config.health)
     groups = _groups(warmed.examples, config, config.prompts_per_update)
     trainer = train(objective, groups, settings, folder, console, title="afd", health=health)
-    averaged(trainer, "student", objective.policies.trained)
-    objective.policies.merged()
+    settle(trainer, objective)
 
 
 def _requests(config: Quickstart) -> list[ClipRequest]:

@@ -16,6 +16,7 @@ from streamstill.teachers import CachedTeacher, ClipStore, Teacher, collect
 from streamstill.teachers.store import request_key
 from streamstill.training.health import Checkup, HealthMonitor
 from streamstill.training.metric_log import MetricLog, Tracker
+from streamstill.training.objectives.afd import AdversarialFlowDistillation
 from streamstill.training.objectives.objective import Objective
 from streamstill.training.progress import progress_on
 from streamstill.training.trainer import Trainer, TrainerConfig
@@ -43,6 +44,30 @@ def ask(teacher: Teacher, requests: Sequence[ClipRequest], cache: Path, console:
         done = collect(cached, requests, on_clip=lambda done, _: bar.update(task, completed=done))
     console.print(f"  {done.requests} clips, {done.asked} of them new -> {cached.store.path}", soft_wrap=True)
     return cached.store
+
+
+def filled_cache(cache: Path) -> ClipStore:
+    """The teacher cache at this place, on disk or in a bucket.
+
+    Raises:
+        ValueError: there is none, or something else is there.
+    """
+    store = ClipStore.open(cache)
+    if not len(store):
+        raise ValueError(
+            f"there is no teacher cache at {store.path}; make one with `streamstill collect --cache {store.path}`"
+        )
+    return store
+
+
+def require_one_teacher(where: Path | str, teachers: set[str]) -> None:
+    """Refuse clips of several teachers.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if len(teachers) > 1:
+        raise ValueError(f"{where} has clips of the teachers {sorted(teachers)}; choose one with --set teacher=NAME")
 
 
 def train(
@@ -94,6 +119,12 @@ def students_clips(student: Student, requests: Sequence[ClipRequest], *, seed: i
             for one, p in zip(pixels, prompts, strict=True)
         ]
     return clips
+
+
+def settle(trainer: Trainer[Any, Any, Any], objective: AdversarialFlowDistillation) -> None:
+    """Make AFD's student an ordinary one again: the average of its weights, if one was kept, without adapters."""
+    averaged(trainer, "student", objective.policies.trained)
+    objective.policies.merged()
 
 
 def averaged(trainer: Trainer[Any, Any, Any], player: str, module: nn.Module) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from streamstill.config import require_one_of
 from streamstill.recipes.methods import Methods, build_method
+from streamstill.recipes.stages import filled_cache, require_one_teacher
 from streamstill.student.student import Student
-from streamstill.teachers import ClipStore
 from streamstill.teachers.encoded import EncodedStore
 from streamstill.training.batches import ExampleRows, StoredExamples, encode_clips
 from streamstill.training.discriminators.build import DiscriminatorConfig, build_discriminator
@@ -93,16 +93,14 @@ def cached_examples(cache: Path, student: Student, *, teacher: str) -> ExampleRo
     """
     if EncodedStore.is_at(cache):
         return _encoded_examples(EncodedStore.open(cache), student, teacher=teacher)
-    store = ClipStore.open(cache)
+    store, size = filled_cache(cache), _size(student)
     place = store.path
-    if not len(store):
-        raise ValueError(f"there is no teacher cache at {place}; make one with `streamstill collect --cache {place}`")
-    entries = [entry for entry in store.find(teacher=teacher or None) if entry.request.geometry == _size(student)]
+    entries = [entry for entry in store.find(teacher=teacher or None) if entry.request.geometry == size]
     if not entries:
         raise ValueError(
-            f"{place} has {len(store)} clips and {_none(student, teacher)}; collect some with --size {_words(student)}"
+            f"{place} has {len(store)} clips and {_none(student, teacher)}; collect some with --size {size.words}"
         )
-    _require_one_teacher(place, {entry.teacher for entry in entries})
+    require_one_teacher(place, {entry.teacher for entry in entries})
     return encode_clips(((entry.request.prompt, clip) for entry, clip in store.read(entries)), student.codec)
 
 
@@ -115,7 +113,7 @@ def _encoded_examples(store: EncodedStore, student: Student, *, teacher: str) ->
             f"{store.path} has {len(store)} encoded clips and {_none(student, teacher)} by the student's codec; encode "
             f"some with `streamstill encode --cache CACHE --student STUDENT --out {store.path}`"
         )
-    _require_one_teacher(store.path, {entry.teacher for entry in entries})
+    require_one_teacher(store.path, {entry.teacher for entry in entries})
     student.keep_text_in(store.text_folder)
     return StoredExamples(store, entries)
 
@@ -124,15 +122,5 @@ def _size(student: Student) -> Geometry:
     return student.config.geometry
 
 
-def _words(student: Student) -> str:
-    size = _size(student)
-    return f"{size.frames}x{size.height}x{size.width}@{size.fps:g}"
-
-
 def _none(student: Student, teacher: str) -> str:
-    return f"none{f' of the teacher {teacher!r}' if teacher else ''} in the student's size {_words(student)}"
-
-
-def _require_one_teacher(where: Path | str, teachers: set[str]) -> None:
-    if len(teachers) > 1:
-        raise ValueError(f"{where} has clips of the teachers {sorted(teachers)}; choose one with --set teacher=NAME")
+    return f"none{f' of the teacher {teacher!r}' if teacher else ''} in the student's size {_size(student).words}"
