@@ -5,10 +5,10 @@ Lance is loaded at the first use (half a second). It does not survive ``fork``: 
 
 import errno
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,38 @@ class RowKind:
     def metadata(self) -> dict[bytes, bytes]:
         """What the schema of the rows must carry."""
         return {self.version_key: str(self.version).encode()}
+
+
+class _Listed(Mapping[str, int]):
+    """Where each key of a whole store is. Counting and listing keys do not need the table by key, which takes as long
+    as reading them; it is made when a key is first looked up."""
+
+    def __init__(self, keys: Any, places: NDArray[np.int64]) -> None:
+        """``keys``: an Arrow column, oldest first; ``places``: the row of each."""
+        self._keys, self._places = keys, places
+
+    def __len__(self) -> int:
+        return len(self._distinct)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._distinct.to_pylist())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._by_key
+
+    def __getitem__(self, key: str) -> int:
+        return self._by_key[key]
+
+    def items(self) -> ItemsView[str, int]:
+        return self._by_key.items()
+
+    @cached_property
+    def _distinct(self) -> Any:
+        return self._keys.unique()  # in the order of the first of each
+
+    @cached_property
+    def _by_key(self) -> dict[str, int]:
+        return _numbered(self._keys.to_pylist(), self._places.tolist(), {})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -233,11 +265,12 @@ class Rows:
 
 def _read(view: _View, keys: Sequence[str], columns: Sequence[str] | None) -> list[dict[str, Any]]:
     """Asked for in the order of the disk: neighbours come in one piece, which is one request to a far store."""
-    places, back = np.unique(np.array([view.offsets[key] for key in keys], np.int64), return_inverse=True)
     if not keys:
         return []
-    table = view.dataset.take(places.tolist(), columns=columns)
-    rows = [{name: table[name][row] for name in table.column_names} for row in back.tolist()]
+    places = [view.offsets[key] for key in keys]
+    ordered = {place: row for row, place in enumerate(sorted(set(places)))}
+    table = view.dataset.take(list(ordered), columns=columns)
+    rows = [{name: table[name][ordered[place]] for name in table.column_names} for place in places]
     if [row["key"].as_py() for row in rows] != list(keys):
         raise ValueError("another row is in its place")
     return rows
@@ -264,8 +297,10 @@ def _extended(old: _View, dataset: Any) -> _View:
     start = old if files[: len(old.files)] == old.files else _EMPTY
     table = dataset.to_table(columns=["key"], offset=start.rows, with_row_id=True, fragment_readahead=_AT_ONCE)
     places = np.argsort(table["_rowid"].to_numpy(), kind="stable")  # oldest commit first, whatever was compacted
-    keys = _in_order(table, places)["key"].to_pylist()
-    offsets = _numbered(keys, (places + start.rows).tolist(), start.offsets)
+    keys, places = _in_order(table, places)["key"], places + start.rows
+    offsets: Mapping[str, int] = _Listed(keys, places)
+    if start is not _EMPTY:
+        offsets = _numbered(keys.to_pylist(), places.tolist(), start.offsets)
     return _View(dataset=dataset, files=files, rows=start.rows + len(keys), offsets=offsets)
 
 
@@ -282,10 +317,10 @@ def _grown(view: _View, dataset: Any, keys: list[str]) -> _View:
 
 def _numbered(keys: list[str], places: list[int], before: Mapping[str, int]) -> dict[str, int]:
     """Where each key is. Of two writers that raced, the first to commit counts; that is rare, so it may be slow."""
-    offsets = dict(before)
+    offsets = dict(before.items())
     offsets.update(zip(keys, places, strict=True))
     if len(offsets) < len(before) + len(keys):
-        offsets = dict(before)
+        offsets = dict(before.items())
         for key, place in zip(keys, places, strict=True):
             offsets.setdefault(key, place)
     return offsets
