@@ -34,9 +34,10 @@ from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
 from streamstill.training.discriminators.augmentation import Augmentation
 from streamstill.training.discriminators.blindfold import Blindfold
-from streamstill.training.discriminators.keypoints import KeypointConfig
+from streamstill.training.discriminators.centroid import CentroidConfig
 from streamstill.training.objectives.adversary import AdversaryConfig
 from streamstill.training.objectives.afd import AfdConfig, advantages
+from streamstill.training.objectives.flow_matching import FlowMatchingConfig
 from streamstill.training.optim import OptimConfig
 from streamstill.training.trainer import Trainer, TrainerConfig
 from streamstill.types import Clip, ClipRequest
@@ -62,15 +63,20 @@ SEEN = AdversaryConfig(  # of every discriminator: where a body is and how it mo
     blindfold=Blindfold(blur=2, stride=2, noise=0.02),
 )
 
+LEARN = FlowMatchingConfig(  # of the warm-up: as fast as plain flow matching goes here
+    optim=OptimConfig(lr=1e-3, warmup_steps=10, decay="cosine", final_fraction=0.1), ema_decay=0.97
+)
+
 
 def methods_of() -> Methods:
     """The numbers of the comparison."""
     plain = Methods(prompts_per_update=4)
     adversary = replace(SEEN, steps_per_turn=1, rollouts_per_prompt=8, looks=3, ema_decay=0.9)
-    afd = AfdConfig(optim=OptimConfig(lr=6e-4), adversary=adversary, credit="chunk", ema_decay=0.9)
+    afd = AfdConfig(optim=OptimConfig(lr=6e-4, warmup_steps=10), adversary=adversary, ema_decay=0.9)
     few = replace(SEEN, steps_per_turn=1, rollouts_per_prompt=2)
     return replace(
         plain,
+        sft=replace(plain.sft, optim=replace(plain.sft.optim, lr=5e-4)),
         afd=afd,
         gan=replace(plain.gan, adversary=few),
         reward_weighted=replace(plain.reward_weighted, adversary=adversary),
@@ -109,7 +115,6 @@ VARIANTS: dict[str, Variant] = {
         lambda m: with_afd(replace(m, prompts_per_update=16), optim=OptimConfig(lr=1e-3)),
         advantages,
     ),
-    "afd, credit by clip": ("afd", lambda m: with_afd(m, credit="clip"), advantages),
     "afd, newest judge": ("afd", lambda m: with_afd(m, adversary={"ema_decay": None}), advantages),
     "afd, no average": ("afd", lambda m: with_afd(m, ema_decay=None), advantages),
     "afd, off-policy": ("afd", lambda m: with_afd(m, rollouts="start"), advantages),
@@ -138,11 +143,13 @@ class Experiment:
         self.teacher = WorldTeacher(World())
 
     def config(self, seed: int) -> Quickstart:
-        """The quickstart's corner of the world, with a longer warm-up and a discriminator of keypoints."""
+        """The quickstart's corner of the world, with a longer warm-up and a discriminator of centroids."""
         asked = self.asked
-        warm = Warmup(steps=asked.warm_steps, adversary=replace(SEEN, rollouts_per_prompt=2), adversary_every=3)
+        warm = Warmup(
+            steps=asked.warm_steps, learn=LEARN, adversary=replace(SEEN, rollouts_per_prompt=2), adversary_every=5
+        )
         return Quickstart(
-            discriminator=KeypointConfig(), warm=warm, held_out_clips=asked.held_out, clips=asked.clips, seed=seed
+            discriminator=CentroidConfig(), warm=warm, held_out_clips=asked.held_out, clips=asked.clips, seed=seed
         )
 
     def base(self) -> Student:

@@ -11,9 +11,9 @@ from torch import nn
 from streamstill.codec.patch import PatchCodec
 from streamstill.config import from_dict, to_dict
 from streamstill.training.discriminators.build import DiscriminatorConfig, build_discriminator
+from streamstill.training.discriminators.centroid import CentroidConfig, CentroidDiscriminator
 from streamstill.training.discriminators.discriminator import require_fitting
 from streamstill.training.discriminators.encoder import EncoderConfig, EncoderDiscriminator
-from streamstill.training.discriminators.keypoints import KeypointConfig, KeypointDiscriminator
 from streamstill.training.discriminators.motion import ChunkMotionDiscriminator, MotionConfig, MotionDiscriminator
 from streamstill.training.discriminators.reward_vlm import RewardVlmConfig, RewardVlmDiscriminator
 from tests.training.discriminators.parts import PROMPT, pixels
@@ -106,7 +106,7 @@ def test_a_discriminator_of_black_and_white_is_refused() -> None:
     "config",
     [
         MotionConfig(sees="latents", per_chunk=True),
-        KeypointConfig(points=2, hidden=24),
+        CentroidConfig(features=24, threshold=0.3),
         EncoderConfig(encoder="somewhere", train_blocks=2),
         RewardVlmConfig(model="somewhere", rank=8),
     ],
@@ -121,7 +121,7 @@ def test_a_config_comes_back_from_json_as_the_same_kind(config: DiscriminatorCon
     ("values", "config"),
     [
         ({"width": 16}, MotionConfig(width=16)),
-        ({"points": 2}, KeypointConfig(points=2)),
+        ({"threshold": 0.3}, CentroidConfig(threshold=0.3)),
         ({"kind": "encoder", "encoder": "here"}, EncoderConfig(encoder="here")),
         ({"kind": "reward_vlm", "model": "here"}, RewardVlmConfig(model="here")),
     ],
@@ -130,11 +130,12 @@ def test_a_few_fields_are_enough_to_say_which_kind(values: dict[str, object], co
     assert from_dict(Holder, {"discriminator": values}) == Holder(discriminator=config)
 
 
-def test_a_discriminator_of_keypoints_has_the_sizes_of_its_config_and_judges_chunks() -> None:
-    made = build_discriminator(KeypointConfig(points=2, hidden=24), codec=CODEC, seed=3)
-    assert isinstance(made, KeypointDiscriminator)
+def test_a_discriminator_of_centroids_has_the_numbers_of_its_config() -> None:
+    made = build_discriminator(CentroidConfig(features=24, threshold=0.3), codec=CODEC, seed=3)
+    assert isinstance(made, CentroidDiscriminator)
+    assert (made.threshold, made.head.score.in_features) == (0.3, 24)
     clips = torch.rand(2, 8, 3, 16, 16) * 2 - 1
-    assert made.points(clips).shape == (2, 8, 4)
-    assert made.chunk_scores(clips, ["a red ball is dropped"] * 2, chunks=4).shape == (2, 4)
-    again = build_discriminator(KeypointConfig(points=2, hidden=24), codec=CODEC, seed=3)
+    assert made.track(clips).shape == (2, 8, 2)
+    assert made(clips, ["a red ball is dropped"] * 2).shape == (2,)
+    again = build_discriminator(CentroidConfig(features=24, threshold=0.3), codec=CODEC, seed=3)
     torch.testing.assert_close(made.state_dict(), again.state_dict())

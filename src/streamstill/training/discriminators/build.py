@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from streamstill.codec.video import VideoCodec
+from streamstill.training.discriminators.centroid import CentroidConfig, CentroidDiscriminator
 from streamstill.training.discriminators.discriminator import require_fitting
 from streamstill.training.discriminators.encoder import EncoderConfig, EncoderDiscriminator
-from streamstill.training.discriminators.keypoints import KeypointConfig, KeypointDiscriminator
 from streamstill.training.discriminators.motion import ChunkMotionDiscriminator, MotionConfig, MotionDiscriminator
 from streamstill.training.discriminators.reward_vlm import RewardVlmConfig, RewardVlmDiscriminator
 
-DiscriminatorConfig: TypeAlias = MotionConfig | KeypointConfig | EncoderConfig | RewardVlmConfig
+DiscriminatorConfig: TypeAlias = MotionConfig | CentroidConfig | EncoderConfig | RewardVlmConfig
 
 
 def build_discriminator(config: DiscriminatorConfig, *, codec: VideoCodec, seed: int) -> nn.Module:
@@ -37,8 +37,8 @@ def _built(config: DiscriminatorConfig, codec: VideoCodec) -> nn.Module:
         )
     if isinstance(config, RewardVlmConfig):
         return RewardVlmDiscriminator.from_pretrained(config)
-    if isinstance(config, KeypointConfig):
-        return KeypointDiscriminator(config.points, config.hidden)
+    if isinstance(config, CentroidConfig):
+        return CentroidDiscriminator(config.features, threshold=config.threshold)
     channels = codec.latent_channels if config.sees == "latents" else 3
     made = ChunkMotionDiscriminator if config.per_chunk else MotionDiscriminator
     return made(config.width, in_channels=channels, sees=config.sees)
