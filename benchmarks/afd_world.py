@@ -26,18 +26,13 @@ from streamstill.config import write_json
 from streamstill.metrics import Interval, interval_over_seeds
 from streamstill.recipes.base import Base, run_base
 from streamstill.recipes.methods import Method, Methods, build_method, score_of
-from streamstill.recipes.quickstart import Quickstart, Warmup, held_out, shipped_base, warm_up
+from streamstill.recipes.quickstart import SEEN, Quickstart, Warmup, held_out, shipped_base, warm_up
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import averaged, students_clips
 from streamstill.report.comparison import AGAINST_TEACHER, against_teacher, rows_of
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
-from streamstill.training.discriminators.augmentation import Augmentation
-from streamstill.training.discriminators.blindfold import Blindfold
-from streamstill.training.discriminators.centroid import CentroidConfig
-from streamstill.training.objectives.adversary import AdversaryConfig
-from streamstill.training.objectives.afd import AfdConfig, advantages
-from streamstill.training.objectives.flow_matching import FlowMatchingConfig
+from streamstill.training.objectives.afd import advantages
 from streamstill.training.optim import OptimConfig
 from streamstill.training.trainer import Trainer, TrainerConfig
 from streamstill.types import Clip, ClipRequest
@@ -57,29 +52,17 @@ def constant(score: Tensor) -> Tensor:
     return torch.zeros_like(score)
 
 
-SEEN = AdversaryConfig(  # of every discriminator: where a body is and how it moves, not how it looks
-    optim=OptimConfig(lr=3e-3, weight_decay=0.01),
-    augmentation=Augmentation(blur=(0.5, 3.0), contrast=0.3),
-    blindfold=Blindfold(blur=2, stride=2, noise=0.02),
-)
-
-LEARN = FlowMatchingConfig(  # of the warm-up: as fast as plain flow matching goes here
-    optim=OptimConfig(lr=1e-3, warmup_steps=10, decay="cosine", final_fraction=0.1), ema_decay=0.97
-)
-
-
 def methods_of() -> Methods:
     """The numbers of the comparison."""
     plain = Methods(prompts_per_update=4)
-    adversary = replace(SEEN, steps_per_turn=1, rollouts_per_prompt=8, looks=3, ema_decay=0.9)
-    afd = AfdConfig(optim=OptimConfig(lr=6e-4, warmup_steps=10), adversary=adversary, ema_decay=0.9)
-    few = replace(SEEN, steps_per_turn=1, rollouts_per_prompt=2)
+    afd = Quickstart().afd
+    few = replace(SEEN, rollouts_per_prompt=2)
     return replace(
         plain,
         sft=replace(plain.sft, optim=replace(plain.sft.optim, lr=5e-4)),
         afd=afd,
         gan=replace(plain.gan, adversary=few),
-        reward_weighted=replace(plain.reward_weighted, adversary=adversary),
+        reward_weighted=replace(plain.reward_weighted, adversary=afd.adversary),
     )
 
 
@@ -109,6 +92,7 @@ VARIANTS: dict[str, Variant] = {
     "reward-weighted": ("reward-weighted", lambda m: m, advantages),
     "afd, shuffled rewards": ("afd", lambda m: m, shuffled),
     "afd, rewards 1/2": ("afd", lambda m: m, constant),
+    "afd, best and worst half": ("afd", lambda m: with_afd(m, learn_from=0.5), advantages),
     "afd, anchored": ("afd", lambda m: with_afd(m, anchor=1.0), advantages),
     "afd, larger updates": (
         "afd",
@@ -143,14 +127,10 @@ class Experiment:
         self.teacher = WorldTeacher(World())
 
     def config(self, seed: int) -> Quickstart:
-        """The quickstart's corner of the world, with a longer warm-up and a discriminator of centroids."""
+        """The quickstart with a longer warm-up."""
         asked = self.asked
-        warm = Warmup(
-            steps=asked.warm_steps, learn=LEARN, adversary=replace(SEEN, rollouts_per_prompt=2), adversary_every=5
-        )
-        return Quickstart(
-            discriminator=CentroidConfig(), warm=warm, held_out_clips=asked.held_out, clips=asked.clips, seed=seed
-        )
+        warm = Warmup(steps=asked.warm_steps)
+        return Quickstart(warm=warm, held_out_clips=asked.held_out, clips=asked.clips, seed=seed)
 
     def base(self) -> Student:
         """The shipped sandwich, or full attention trained in the same way for half as long."""

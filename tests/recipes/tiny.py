@@ -28,6 +28,7 @@ QUICKSTART = [
     "prompts_per_update=2",
     "held_out_clips=6",
     "watched_prompts=2",
+    "health.every=2",
 ]
 FOLDER = [*SMALL, "geometry.width=32", *AFD, "warm_steps=3", "batch=2"]
 BASE = [*SMALL, "steps=3", "batch=2", "prompts=8"]

@@ -18,9 +18,10 @@ from streamstill.report.comparison import Scores, as_json, as_table, judged
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
 from streamstill.training.batches import Examples, PromptGroup, encode_clips, example_batches, prompt_batches
+from streamstill.training.discriminators.augmentation import Augmentation
 from streamstill.training.discriminators.blindfold import Blindfold
 from streamstill.training.discriminators.build import DiscriminatorConfig, build_discriminator
-from streamstill.training.discriminators.motion import MotionConfig
+from streamstill.training.discriminators.centroid import CentroidConfig
 from streamstill.training.health import Checkup, HealthConfig
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig
 from streamstill.training.objectives.afd import AdversarialFlowDistillation, AfdConfig, advantages
@@ -32,7 +33,12 @@ from streamstill.types import Clip, ClipRequest, Geometry
 from streamstill.worlds import World
 
 SHOWN = 4  # clips in before_after.mp4
-MOTION = Blindfold(blur=8, stride=4, noise=0.3)  # where a body is, not how it looks: see docs/log.md
+SEEN = AdversaryConfig(  # of the clips: the track of the moving body, which blur and contrast hardly change
+    optim=OptimConfig(lr=3e-3, weight_decay=0.01),
+    steps_per_turn=1,
+    augmentation=Augmentation(blur=(0.5, 3.0), contrast=0.3),
+    blindfold=Blindfold(blur=2, stride=2, noise=0.02),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +49,12 @@ class Warmup:
     batch: int = 8
     learn: FlowMatchingConfig = field(
         default_factory=lambda: FlowMatchingConfig(
-            optim=OptimConfig(lr=3e-4, warmup_steps=10, decay="cosine", final_fraction=0.1),
+            optim=OptimConfig(lr=1e-3, warmup_steps=10, decay="cosine", final_fraction=0.1),
             ema_decay=0.97,
         )
     )
-    adversary: AdversaryConfig = field(default_factory=lambda: AdversaryConfig(rollouts_per_prompt=2, blindfold=MOTION))
-    adversary_every: int = 6  # steps
+    adversary: AdversaryConfig = field(default_factory=lambda: replace(SEEN, steps_per_turn=2, rollouts_per_prompt=2))
+    adversary_every: int = 5  # steps
     prompts: int = 16  # that the discriminator compares in each of its turns
 
     def __post_init__(self) -> None:
@@ -63,15 +69,19 @@ class Quickstart:
     clips: int = 200
     clips_per_prompt: int = 2
     warm: Warmup = field(default_factory=Warmup)
-    discriminator: DiscriminatorConfig = field(default_factory=MotionConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=CentroidConfig)
     afd: AfdConfig = field(
-        default_factory=lambda: AfdConfig(optim=OptimConfig(lr=2e-4), adversary=AdversaryConfig(blindfold=MOTION))
+        default_factory=lambda: AfdConfig(
+            optim=OptimConfig(lr=6e-4, warmup_steps=10),
+            adversary=replace(SEEN, rollouts_per_prompt=8, looks=3, ema_decay=0.9),
+            ema_decay=0.9,
+        )
     )
-    afd_updates: int = 8
-    prompts_per_update: int = 16
+    afd_updates: int = 40
+    prompts_per_update: int = 4
     held_out_clips: int = 256
     watched_prompts: int = 16  # asked besides ``clips``; nobody learns from them, AFD's health is measured on them
-    health: HealthConfig = field(default_factory=HealthConfig)
+    health: HealthConfig = field(default_factory=lambda: HealthConfig(every=10))
     base: str = ""  # folder of a base student; empty: the one that is shipped
     seed: int = 0
 
