@@ -92,7 +92,6 @@ VARIANTS: dict[str, Variant] = {
     "reward-weighted": ("reward-weighted", lambda m: m, advantages),
     "afd, shuffled rewards": ("afd", lambda m: m, shuffled),
     "afd, rewards 1/2": ("afd", lambda m: m, constant),
-    "afd, best and worst half": ("afd", lambda m: with_afd(m, learn_from=0.5), advantages),
     "afd, anchored": ("afd", lambda m: with_afd(m, anchor=1.0), advantages),
     "afd, larger updates": (
         "afd",

@@ -11,7 +11,7 @@ from torch import Tensor
 from streamstill.recipes.stages import averaged
 from streamstill.training.lora import Lora
 from streamstill.training.objectives.adversary import Adversary
-from streamstill.training.objectives.afd import AdversarialFlowDistillation, Verdict, extremes, min_max_rewards
+from streamstill.training.objectives.afd import AdversarialFlowDistillation, Verdict, min_max_rewards
 from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig, NoisedExamples
 from streamstill.training.trainer import Trainer, TrainerConfig
 from tests.training.afd_parts import ADVERSARY, BY_HEART, Brightness, Indifferent, afd, dice, group, lagged, weights
@@ -115,36 +115,11 @@ def test_more_looks_make_scores_steadier_and_keep_their_mean() -> None:
         ({"freeze_after": -1}, "None never freezes"),
         ({"reward_map": "median"}, "reward map"),
         ({"context": "dirty"}, "context"),
-        ({"learn_from": 0.0}, r"learn_from must lie in \(0, 1\], got 0.0"),
-        ({"learn_from": 1.5}, "1 learns from every rollout"),
     ],
 )
 def test_bad_switches_are_named(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         afd(**changes)
-
-
-@pytest.mark.parametrize(
-    ("share", "chosen"),
-    [(1.0, list(range(12))), (0.7, [0, 1, 2, 3, 7, 9, 10, 11]), (0.3, [0, 2, 7, 9]), (0.01, [0, 2, 7, 9])],
-)
-def test_the_best_and_the_worst_of_each_prompt_are_chosen(share: float, chosen: list[int]) -> None:
-    advantage_PK = torch.tensor([[-3.0, -0.9, 3.0, 0.9, 0.1, -0.1], [0.0, 9.0, 0.2, -4.0, 0.5, -1.0]])
-    assert extremes(advantage_PK, share).tolist() == chosen
-    by_chunk_PKC = advantage_PK[..., None] + torch.tensor([-50.0, 50.0])
-    assert extremes(by_chunk_PKC, share).tolist() == chosen
-
-
-def test_the_student_learns_from_the_chosen_rollouts_at_a_mean_of_one_half() -> None:
-    everyone, few = (student_micros(afd(Brightness(0.3), learn_from=share)) for share in (1.0, 0.5))
-    rewards_of = [torch.cat([micro.reward_BK for micro in micros]) for micros in (everyone, few)]
-    assert [len(rewards_B) for rewards_B in rewards_of] == [8, 4]  # of each prompt's 4 the best and the worst
-    assert float(rewards_of[1].mean()) == pytest.approx(0.5, abs=1e-5)
-    all_rollouts = torch.cat([micro.rollouts_BFCHW for micro in everyone])
-    for micro in few:
-        for row in range(len(micro.prompts)):
-            (index,) = [i for i in range(8) if torch.equal(micro.rollouts_BFCHW[row], all_rollouts[i])]
-            assert micro.prompts[row] == [p for m in everyone for p in m.prompts][index]
 
 
 def test_no_look_at_all_is_refused() -> None:

@@ -51,7 +51,6 @@ class AfdConfig:
     prior: float = 0.0  # weight of |velocity - velocity of the start|^2 (Eq. 5)
     anchor: float = 0.0  # weight of flow matching on the teacher's clips of the turn; ours
     ema_decay: float | None = None  # set: an average of the student's weights is kept, which is what a run returns
-    learn_from: float = 1.0  # share of each prompt's rollouts, the best and the worst in equal numbers; ours
     self_normalise: bool = False  # divide each error by its own size, as DiffusionNFT does
     micro_batch: int = 32
 
@@ -63,8 +62,6 @@ class AfdConfig:
                 raise ValueError(f"{name} must not be negative, got {weight}; 0 leaves it out")
         if self.freeze_after is not None and self.freeze_after < 0:
             raise ValueError(f"freeze_after is a number of turns, got {self.freeze_after}; None never freezes")
-        if not 0 < self.learn_from <= 1:
-            raise ValueError(f"learn_from must lie in (0, 1], got {self.learn_from}; 1 learns from every rollout")
         require_one_of(self.credit, CREDITS, "credit")
         require_one_of(self.rollouts, ROLLOUTS, "maker of rollouts")
         require_one_of(self.reward_map, REWARD_MAPS, "reward map")
@@ -132,24 +129,6 @@ def min_max_rewards(advantage: Tensor, *, clip: float) -> Tensor:
     clipped = advantage.clamp(-clip, clip)
     low, high = clipped.min(), clipped.max()
     return torch.where(high > low, (clipped - low) / (high - low).clamp_min(1e-12), torch.full_like(clipped, 0.5))
-
-
-def extremes(advantage: Tensor, share: float) -> Tensor:
-    """Which rollouts, counted over all prompts, say most: of each prompt the best and the worst in equal numbers.
-
-    A rollout near its prompt's mean has a reward near 1/2, whose gradient is nearly nothing and costs as much.
-
-    Args:
-        advantage: shape (prompts, rollouts), or (prompts, rollouts, chunks): then the mean over chunks decides.
-        share: of each prompt's rollouts, rounded to an even number, at least 2; 1 keeps all of them.
-    """
-    prompts, count = advantage.shape[:2]
-    if share == 1:
-        return torch.arange(prompts * count)
-    side = min(max(1, round(share * count / 2)), count // 2)
-    order_PK = advantage.flatten(2).mean(dim=2).argsort(dim=1) if advantage.ndim == 3 else advantage.argsort(dim=1)
-    chosen = torch.cat([order_PK[:, :side], order_PK[:, count - side :]], dim=1).cpu()
-    return (chosen + count * torch.arange(prompts)[:, None]).flatten().sort().values
 
 
 def negative_aware_error(
@@ -248,11 +227,9 @@ class AdversarialFlowDistillation:
         return {**metrics, "distance_to_old": self.policies.follow(self.config.old.at(updates))}
 
     def _verdicts(self, turn: Round, generator: torch.Generator) -> list[Verdict]:
-        """Score, compare within the prompt, choose, noise, cut into micro batches in random order."""
-        advantage = self._advantages(turn, generator)
-        chosen = extremes(advantage, self.config.learn_from)
-        reward_BK = self._rewards(advantage.flatten(0, 1)[chosen])
-        rollouts, prompts = turn.rollouts_PKFCHW.flatten(0, 1)[chosen], [turn.prompts[i] for i in chosen.tolist()]
+        """Score, compare within the prompt, noise, cut into micro batches in random order."""
+        reward_BK = self._rewards(turn, generator)
+        rollouts, prompts = turn.rollouts_PKFCHW.flatten(0, 1), turn.prompts
         noise = torch.randn(rollouts.shape, generator=generator).to(rollouts)
         sampling, chunks = self.adversary.sampling, self._chunks(turn)
         t_BK = random_levels(
@@ -285,8 +262,8 @@ class AdversarialFlowDistillation:
         dealt = [clips[rows.tolist()] for rows in order.tensor_split(parts)]
         return [next(iter(self._teaching.micro_batches("student", part, generator)), None) for part in dealt]
 
-    def _advantages(self, turn: Round, generator: torch.Generator) -> Tensor:
-        """``advantage_PK`` of the rollouts, or ``advantage_PKC`` of their chunks."""
+    def _rewards(self, turn: Round, generator: torch.Generator) -> Tensor:
+        """``reward_BK`` of the rollouts: one column for whole rollouts, or one for each chunk."""
         judge = self.adversary.chunk_scores if self.config.credit == "chunk" else self.adversary.scores
         advantage, rollouts = self.compare(judge(turn, generator)), tuple(turn.rollouts_PKFCHW.shape[:2])
         if tuple(advantage.shape) not in (rollouts, (*rollouts, self._chunks(turn))):
@@ -294,16 +271,12 @@ class AdversarialFlowDistillation:
                 f"compare gave advantages of shape {tuple(advantage.shape)}; it must give one for each rollout, "
                 f"{rollouts}, or one for each of their {self._chunks(turn)} chunks"
             )
-        return advantage
-
-    def _rewards(self, advantage: Tensor) -> Tensor:
-        """``reward_BK``: one column for whole rollouts, or one for each chunk."""
         clip = self.config.advantage_clip
         if self.config.reward_map == "min_max":
             reward = min_max_rewards(advantage, clip=clip)
         else:
             reward = rewards(advantage, clip=clip, slope=self.config.reward_slope)
-        return reward.reshape(len(advantage), -1)
+        return reward.flatten(0, 1).reshape(len(turn.prompts), -1)
 
     def _chunks(self, turn: Round) -> int:
         return turn.rollouts_PKFCHW.shape[2] // self.student.network.chunk_frames
