@@ -55,7 +55,7 @@ def constant(score: Tensor) -> Tensor:
 def methods_of() -> Methods:
     """The numbers of the comparison."""
     plain = Methods(prompts_per_update=4)
-    afd = Quickstart().afd
+    afd = replace(Quickstart().afd, optim=OptimConfig(lr=6e-4, warmup_steps=10))  # a budget of time has no known end
     few = replace(SEEN, rollouts_per_prompt=2)
     return replace(
         plain,
