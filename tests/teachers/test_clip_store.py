@@ -137,19 +137,6 @@ def test_listing_reads_no_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "pixels" not in listed[1]
 
 
-def test_counting_and_listing_look_up_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ClipStore.open(tmp_path / "clips").add([answer(seed) for seed in range(3)])
-
-    def table(*given: object) -> dict[str, int]:
-        raise AssertionError(f"a table by key was made: {given}")
-
-    monkeypatch.setattr("streamstill.teachers.rows._numbered", table)
-    store = ClipStore.open(tmp_path / "clips")
-    assert (len(store), store.keys()) == (3, (key(0), key(1), key(2)))
-    with pytest.raises(AssertionError, match="was made"):
-        store.get(key(1))
-
-
 def test_many_are_read_at_once_in_the_order_that_was_asked(tmp_path: Path) -> None:
     store, reader = ClipStore.open(tmp_path / "clips"), ClipStore.open(tmp_path / "clips")
     store.add([answer(seed, size=8 + seed) for seed in range(5)])

@@ -97,3 +97,16 @@ def test_collected_clips_come_back_in_the_order_of_the_requests(tmp_path: Path, 
     assert [request for request, _ in pairs] == requests
     assert all(same(clip, noise(request)) for request, clip in pairs)
     assert reads == [4]
+
+
+def test_counting_and_listing_look_up_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ClipStore.open(tmp_path / "clips").add([answer(seed) for seed in range(3)])
+
+    def table(*given: object) -> dict[str, int]:
+        raise AssertionError(f"a table by key was made: {given}")
+
+    monkeypatch.setattr("streamstill.teachers.rows._numbered", table)
+    store = ClipStore.open(tmp_path / "clips")
+    assert (len(store), store.keys()) == (3, (key(0), key(1), key(2)))
+    with pytest.raises(AssertionError, match="was made"):
+        store.get(key(1))
