@@ -243,7 +243,7 @@ def time_table(row: Mapping[str, list[float]]) -> Iterator[str]:
     yield "| AFD step ms | rollout + 3 forwards + 1 backward ms | ratio of medians | by round, least .. most | target |"
     yield "|---|---|---|---|---|"
     yield (
-        f"| {step.median:.4g} | {parts.median:.4g} | {ratio:.3f} | {min(rounds):.3f} .. {max(rounds):.3f} "
+        f"| {step.median:.4g} | {parts.median:.4g} | {ratio:.5f} | {min(rounds):.3f} .. {max(rounds):.3f} "
         f"| {verdict_on(ratio, TIME_TARGET)} |"
     )
 
