@@ -4,15 +4,17 @@
         [--seeds 0 1 2] [--seconds 150] [--updates N] [--held-out 512] [--quick] [--table]
 
 A base that saw only the loose world; the real world as a black-box teacher, 200 clips. For each seed one warm student
-and one warm discriminator are made and every method goes on from them: for ``--seconds`` of processor time at one
-thread (so that other work on the machine changes nothing), or for ``--updates`` of the student. What is done is kept
-in ``--out`` and not done again; several processes with other seeds may share it. ``--table`` only prints.
+and one warm discriminator are made and every method goes on from them: for as many updates as ``--seconds`` of
+processor time at one thread are worth (the price of an update is measured first, on copies), or for ``--updates``. So
+the end of every run is known beforehand, and every student's rate falls towards it. What is done is kept in ``--out``
+and not done again; several processes with other seeds may share it. ``--table`` only prints.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,25 +22,27 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamstill.config import write_json
 from streamstill.metrics import Interval, interval_over_seeds
 from streamstill.recipes.base import Base, run_base
 from streamstill.recipes.methods import Method, Methods, build_method, score_of
-from streamstill.recipes.quickstart import SEEN, Quickstart, Warmup, held_out, shipped_base, warm_up
+from streamstill.recipes.quickstart import SEEN, Quickstart, Warmed, Warmup, held_out, shipped_base, warm_up
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import averaged, students_clips
 from streamstill.report.comparison import AGAINST_TEACHER, against_teacher, rows_of
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
 from streamstill.training.objectives.afd import advantages
+from streamstill.training.objectives.score import StudentScore
 from streamstill.training.optim import OptimConfig
 from streamstill.training.trainer import Trainer, TrainerConfig
 from streamstill.types import Clip, ClipRequest
 from streamstill.worlds import World
 
 SHOWN = ("physics_error", "dynamic_degree", "prompt_obedience", "permanence", "sharpness", *AGAINST_TEACHER)
+TRIED = 4  # turns on copies, from which the price of a turn is known
 
 
 def shuffled(score: Tensor) -> Tensor:
@@ -53,17 +57,23 @@ def constant(score: Tensor) -> Tensor:
 
 
 def methods_of() -> Methods:
-    """The numbers of the comparison."""
-    plain = Methods(prompts_per_update=4)
-    afd = replace(Quickstart().afd, optim=OptimConfig(lr=6e-4, warmup_steps=10))  # a budget of time has no known end
+    """The numbers of the comparison: AFD's are the quickstart's, and every rate falls as AFD's does."""
+    plain, afd = Methods(prompts_per_update=4), Quickstart().afd
     few = replace(SEEN, rollouts_per_prompt=2)
     return replace(
         plain,
-        sft=replace(plain.sft, optim=replace(plain.sft.optim, lr=5e-4)),
+        sft=replace(plain.sft, optim=falling(5e-4)),
         afd=afd,
-        gan=replace(plain.gan, adversary=few),
-        reward_weighted=replace(plain.reward_weighted, adversary=afd.adversary),
+        gan=replace(plain.gan, adversary=few, optim=falling(3e-5)),
+        score=replace(plain.score, optim=falling(5e-4)),
+        dmd=replace(plain.dmd, optim=falling(3e-5)),
+        reward_weighted=replace(plain.reward_weighted, adversary=afd.adversary, optim=falling(2e-4)),
     )
+
+
+def falling(lr: float) -> OptimConfig:
+    """A rate that rises for 10 updates and then falls to a tenth at the end of the run, as AFD's in the quickstart."""
+    return replace(Quickstart().afd.optim, lr=lr)
 
 
 def with_afd(config: Methods, **changes: Any) -> Methods:
@@ -95,7 +105,7 @@ VARIANTS: dict[str, Variant] = {
     "afd, anchored": ("afd", lambda m: with_afd(m, anchor=1.0), advantages),
     "afd, larger updates": (
         "afd",
-        lambda m: with_afd(replace(m, prompts_per_update=16), optim=OptimConfig(lr=1e-3)),
+        lambda m: with_afd(replace(m, prompts_per_update=16), optim=falling(1e-3)),
         advantages,
     ),
     "afd, newest judge": ("afd", lambda m: with_afd(m, adversary={"ema_decay": None}), advantages),
@@ -151,47 +161,57 @@ class Experiment:
         self.folder.mkdir(parents=True, exist_ok=True)
         run = RunFolder.open(self.folder / f"seed{seed}" / "warm", recipe="quickstart", config=config)
         warmed = warm_up(config, base, run, Console(quiet=True))
-        student, begun = warmed.student, time.process_time()
-        updates = 0
+        student = warmed.student
+        updates, seconds = 0, 0.0
         if name not in ("base", "warm", "teacher"):
-            kind, change, compare = VARIANTS[name]
-            numbers = change(methods_of())
-            real = self._score(student, warmed.examples, numbers, seed) if kind == "dmd" else None
-            method = build_method(
-                kind, student, warmed.discriminator, warmed.examples, numbers, seed=seed, real=real, compare=compare
-            )
-            updates = self._train(method, seed, begun)
-        seconds = time.process_time() - begun
+            updates, seconds = self._taught(name, warmed, seed)
         shown = {"base": base, "teacher": None}.get(name, student)
         result = self._judged(shown, held_out(config), seed)
         write_json(kept, {"method": name, "seconds": seconds, "updates": updates, **result})
         self.console.print(f"{self.kind} seed {seed} {name}: {updates} updates in {seconds:.0f} s, {_line(result)}")
 
-    def _score(self, student: Student, examples: Any, numbers: Methods, seed: int) -> Any:
-        """A third of the time goes into the score that dmd matches."""
-        from streamstill.training.objectives.score import StudentScore
+    def _taught(self, name: str, warmed: Warmed, seed: int) -> tuple[int, float]:
+        """Teach the warm student, in place; updates and seconds of processor time."""
+        kind, change, compare = VARIANTS[name]
+        numbers, spent, real = change(methods_of()), 0.0, None
+        if kind == "dmd":  # a third of the time goes into the score that it matches
+            copies = [score_of(warmed.student, warmed.examples, numbers, seed=seed) for _ in range(2)]
+            fit, steps = copies[0], self._steps(copies[1], seed, share=1 / 3)
+            spent += self._train(fit, steps, seed, player="score")
+            assert isinstance(fit.averaged, Student)
+            real = StudentScore(fit.averaged.eval().requires_grad_(False))
 
-        fit = score_of(student, examples, numbers, seed=seed)
-        self._train(fit, seed, time.process_time(), share=1 / 3, player="score")
-        assert isinstance(fit.averaged, Student)
-        return StudentScore(fit.averaged.eval().requires_grad_(False))
+        def build(student: Student, discriminator: nn.Module) -> Method:
+            return build_method(
+                kind, student, discriminator, warmed.examples, numbers, seed=seed, real=real, compare=compare
+            )
 
-    def _train(self, method: Method, seed: int, begun: float, *, share: float = 1.0, player: str = "student") -> int:
-        """Turns until the budget is spent; afterwards the student holds its average, where one is kept."""
-        trainer = Trainer(method.objective, method.batches, TrainerConfig(steps=10**6, seed=seed + 1), Path())
-        step = 0
+        trial = build(*deepcopy((warmed.student, warmed.discriminator)))
+        steps = self._steps(trial, seed, share=2 / 3 if real else 1.0)
+        method = build(warmed.student, warmed.discriminator)
+        return steps, spent + self._train(method, steps, seed)
+
+    def _steps(self, trial: Method, seed: int, *, share: float) -> int:
+        """How many turns the time pays for, by the price of a few; the method that tries them is used up."""
+        if self.asked.updates:
+            return int(self.asked.updates)
+        trainer = Trainer(trial.objective, trial.batches, TrainerConfig(steps=100, seed=seed), Path())
+        trainer.turn(0)
+        begun = time.process_time()
+        for step in range(1, 1 + TRIED):
+            trainer.turn(step)
+        return max(1, round(share * self.asked.seconds * TRIED / (time.process_time() - begun)))
+
+    def _train(self, method: Method, steps: int, seed: int, *, player: str = "student") -> float:
+        """Seconds of processor time; afterwards the student holds its average, where one is kept."""
+        begun = time.process_time()
+        trainer = Trainer(method.objective, method.batches, TrainerConfig(steps=steps, seed=seed + 1), Path())
         for module in (each.module for each in method.objective.players):
             module.train()
-        while self._left(step, begun, share):
+        for step in range(steps):
             trainer.turn(step)
-            step += 1
         averaged(trainer, player, method.averaged)
-        return step
-
-    def _left(self, step: int, begun: float, share: float) -> bool:
-        if self.asked.updates:
-            return step < self.asked.updates
-        return time.process_time() - begun < share * self.asked.seconds
+        return time.process_time() - begun
 
     def _judged(self, student: Student | None, requests: list[ClipRequest], seed: int) -> dict[str, Any]:
         """Rows of every clip, and the numbers of the whole set."""

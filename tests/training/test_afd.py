@@ -166,7 +166,7 @@ def test_a_rollout_keeps_its_reward_noise_and_prompt_through_the_shuffle() -> No
         for row, prompt in enumerate(verdict.prompts):
             (index,) = [i for i in range(6) if torch.equal(verdict.rollouts_BFCHW[row], rollouts[i])]
             assert prompt == prompts[index]
-            assert float(verdict.reward_BK[row]) == pytest.approx(float(expected_B[index]), abs=1e-3)
+            assert float(verdict.worth_BC[row]) == pytest.approx(float(expected_B[index]), abs=1e-3)
             order.append(index)
     assert sorted(order) == list(range(6))
     assert order != sorted(order)
@@ -174,7 +174,7 @@ def test_a_rollout_keeps_its_reward_noise_and_prompt_through_the_shuffle() -> No
 
 def test_rewards_of_a_turn_average_one_half() -> None:
     objective = afd()
-    rewards = torch.cat([v.reward_BK for v in verdicts(objective, objective.begin(group(), 0, dice()))])
+    rewards = torch.cat([v.worth_BC for v in verdicts(objective, objective.begin(group(), 0, dice()))])
     assert float(rewards.mean()) == pytest.approx(0.5, abs=1e-5)
     assert rewards.std() > 0.05
 
@@ -222,7 +222,7 @@ def test_the_students_loss_is_equations_4_and_5_given_the_rollouts_own_past(prio
         if prior or which != "start"
     }
     estimates = (x_t - t * velocity["student"], x_t - t * velocity["old"], clean)
-    error_B = negative_aware_error(*estimates, verdict.reward_BK[:, 0], beta=0.5, self_normalise=False)
+    error_B = negative_aware_error(*estimates, verdict.worth_BC[:, 0], beta=0.5, self_normalise=False)
     expected = error_B.mean()
     if prior:
         expected = expected + prior * (velocity["student"] - velocity["start"]).square().mean()
@@ -261,7 +261,7 @@ def test_the_discriminators_numbers_are_those_of_the_pairs() -> None:
 def test_an_indifferent_judge_gives_no_gradient() -> None:
     objective = afd(Indifferent())
     for verdict in verdicts(objective, objective.begin(group(), 0, dice())):
-        assert torch.equal(verdict.reward_BK, torch.full((len(verdict.prompts), 1), 0.5))
+        assert torch.equal(verdict.worth_BC, torch.full((len(verdict.prompts), 1), 0.5))
         objective.loss("student", verdict).value.backward()
     gradients = [p.grad for p in objective.student.network.parameters() if p.grad is not None]
     assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-6
@@ -272,7 +272,7 @@ def test_another_comparison_can_be_given() -> None:
     objective = afd()
     objective.compare = torch.zeros_like
     turn = objective.begin(group(), 0, dice())
-    assert all((verdict.reward_BK == 0.5).all() for verdict in verdicts(objective, turn))
+    assert all((verdict.worth_BC == 0.5).all() for verdict in verdicts(objective, turn))
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_the_mean_of_min_max_is_not_one_half_and_that_of_centred_is() -> None:
     advantage = torch.tensor([[-0.5, -0.5, -0.5, 1.5]])
     assert float(min_max_rewards(advantage, clip=5).mean()) == pytest.approx(0.25)
     mapped = {name: student_micros(afd(Brightness(0.3), reward_map=name)) for name in ("centred", "min_max")}
-    means = {name: float(torch.cat([m.reward_BK for m in micros]).mean()) for name, micros in mapped.items()}
+    means = {name: float(torch.cat([m.worth_BC for m in micros]).mean()) for name, micros in mapped.items()}
     assert means["centred"] == pytest.approx(0.5, abs=1e-5)
     assert abs(means["min_max"] - 0.5) > 1e-3
 

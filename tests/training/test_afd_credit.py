@@ -80,7 +80,7 @@ def test_rewards_are_those_of_the_discriminators_chunk_scores() -> None:
     for verdict in verdicts(objective, turn):
         for row, clip in enumerate(verdict.rollouts_BFCHW):
             (index,) = [i for i in range(len(rollouts)) if torch.equal(clip, rollouts[i])]
-            torch.testing.assert_close(verdict.reward_BK[row], expected_BK[index])
+            torch.testing.assert_close(verdict.worth_BC[row], expected_BK[index])
             seen += 1
     assert seen == 2 * ROLLOUTS
     assert expected_BK.shape == (2 * ROLLOUTS, CHUNKS)
@@ -95,10 +95,10 @@ def test_a_chunk_of_reward_one_half_gives_no_gradient_whatever_the_others_get() 
     def slope(reward_BK: Tensor) -> Tensor:
         network = objective.student.network
         network.zero_grad(set_to_none=True)
-        objective.loss("student", replace(verdict, reward_BK=reward_BK)).value.backward()
+        objective.loss("student", replace(verdict, worth_BC=reward_BK)).value.backward()
         return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
-    half, reward_BK = torch.full_like(verdict.reward_BK, 0.5), verdict.reward_BK
+    half, reward_BK = torch.full_like(verdict.worth_BC, 0.5), verdict.worth_BC
     first, second = half.clone(), half.clone()
     first[:, 0], second[:, 1] = reward_BK[:, 0], reward_BK[:, 1]
     assert slope(half).abs().max() < 1e-6
@@ -108,7 +108,7 @@ def test_a_chunk_of_reward_one_half_gives_no_gradient_whatever_the_others_get() 
 def test_a_comparison_may_give_whole_rollouts_where_scores_are_by_chunk() -> None:
     objective = by_chunk()
     objective.compare = lambda score_PKC: advantages(score_PKC.mean(dim=2))
-    assert all(v.reward_BK.shape[1] == 1 for v in verdicts(objective, objective.begin(group(), 0, dice())))
+    assert all(v.worth_BC.shape[1] == 1 for v in verdicts(objective, objective.begin(group(), 0, dice())))
 
 
 def test_a_comparison_of_another_shape_is_refused() -> None:

@@ -151,7 +151,7 @@ def test_the_loss_is_that_of_three_ordinary_networks_and_teaches_the_student_alo
         x_t - t * velocity["student"],
         x_t - t * velocity["old"],
         clean,
-        verdict.reward_BK[:, 0],
+        verdict.worth_BC[:, 0],
         beta=0.5,
         self_normalise=False,
     )

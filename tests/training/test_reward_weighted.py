@@ -15,10 +15,10 @@ from streamstill.training.discriminators.blindfold import Blindfold
 from streamstill.training.discriminators.motion import MotionDiscriminator
 from streamstill.training.objectives.adversary import AdversaryConfig
 from streamstill.training.objectives.afd import Trial
+from streamstill.training.objectives.renoised import Renoised
 from streamstill.training.objectives.reward_weighted import (
     RewardWeighted,
     RewardWeightedConfig,
-    Weighted,
     rollout_weights,
 )
 from streamstill.training.optim import OptimConfig
@@ -42,9 +42,9 @@ def small(judge: torch.nn.Module | None = None, **changes: Any) -> RewardWeighte
     return RewardWeighted(tiny_student(), judge or MotionDiscriminator(16), replace(SMALL, **changes))
 
 
-def weighted(objective: RewardWeighted, turn: Trial, seed: int = 1) -> list[Weighted]:
+def weighted(objective: RewardWeighted, turn: Trial, seed: int = 1) -> list[Renoised]:
     micros = objective.micro_batches("student", turn, dice(seed))
-    assert all(isinstance(micro, Weighted) for micro in micros)
+    assert all(isinstance(micro, Renoised) for micro in micros)
     return micros  # type: ignore[return-value]
 
 
@@ -83,7 +83,7 @@ def test_the_minimiser_is_the_weighted_mean() -> None:
     objective = RewardWeighted(student.as_student(), Nearness(), TOY)
     rollouts, noise = (0.3 * torch.randn(50, 2, 2, 1, 1, generator=dice(seed)) for seed in (1, 2))
     weight_B = torch.rand(50, generator=dice(3)) + 0.1
-    micro = Weighted(rollouts, noise, torch.ones(50, 2), weight_B, ("a point",) * 50)
+    micro = Renoised(rollouts, noise, torch.ones(50, 2), weight_B[:, None], ("a point",) * 50)
     mean = (weight_B[:, None, None] * rollouts.flatten(2)).sum((0, 1)) / (2 * weight_B.sum())
 
     def slope(at: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def test_every_rollout_of_the_student_comes_once_with_its_own_weight_and_prompt(
         for row, prompt in enumerate(micro.prompts):
             (index,) = [i for i in range(len(made)) if torch.equal(made[i], micro.rollouts_BFCHW[row])]
             assert prompt == prompts[index]
-            assert float(micro.weight_B[row]) == pytest.approx(float(expected_B[index]), abs=1e-3)
+            assert float(micro.worth_BC[row]) == pytest.approx(float(expected_B[index]), abs=1e-3)
             seen.append(index)
     assert sorted(seen) == list(range(len(made)))
 

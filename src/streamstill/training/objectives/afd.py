@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from streamstill.config import require_one_of, require_positive
-from streamstill.flow.path import clean_from_velocity, noised
-from streamstill.flow.times import random_levels
+from streamstill.flow.path import clean_from_velocity
 from streamstill.student.network import Network
 from streamstill.student.student import Student
 from streamstill.training.batches import Examples, PromptGroup, repeated
@@ -22,6 +21,7 @@ from streamstill.training.lora import Lora
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
 from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig, NoisedExamples
 from streamstill.training.objectives.objective import Loss, Player
+from streamstill.training.objectives.renoised import Renoised, renoised
 from streamstill.training.optim import OptimConfig
 from streamstill.training.policies import OldSchedule, Policies, build_policies
 
@@ -75,14 +75,9 @@ class AfdConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
-    """Rollouts with their rewards, noised once for every chunk; rewards in one column are those of whole rollouts."""
+class Verdict(Renoised):
+    """Noised rollouts whose worth is their reward, and what holds the student to the teacher's clips."""
 
-    rollouts_BFCHW: Tensor
-    noise_BFCHW: Tensor
-    t_BK: Tensor
-    reward_BK: Tensor
-    prompts: tuple[str, ...]
     anchor: NoisedExamples | None = None  # some of the teacher's clips
 
 
@@ -228,26 +223,18 @@ class AdversarialFlowDistillation:
 
     def _verdicts(self, turn: Round, generator: torch.Generator) -> list[Verdict]:
         """Score, compare within the prompt, noise, cut into micro batches in random order."""
-        reward_BK = self._rewards(turn, generator)
-        rollouts, prompts = turn.rollouts_PKFCHW.flatten(0, 1), turn.prompts
-        noise = torch.randn(rollouts.shape, generator=generator).to(rollouts)
-        sampling, chunks = self.adversary.sampling, self._chunks(turn)
-        t_BK = random_levels(
-            (len(prompts), chunks), steps=sampling.steps, shift=sampling.shift, generator=generator
-        ).to(rollouts)
-        parts = torch.randperm(len(prompts), generator=generator).split(self.config.micro_batch)
-        anchors = self._anchors(turn.group, len(parts), generator)
-        return [
-            Verdict(
-                rollouts[rows],
-                noise[rows],
-                t_BK[rows],
-                reward_BK[rows],
-                tuple(prompts[i] for i in rows.tolist()),
-                anchor,
+        parts = list(
+            renoised(
+                turn,
+                self._rewards(turn, generator),
+                sampling=self.adversary.sampling,
+                chunk_frames=self.student.network.chunk_frames,
+                micro_batch=self.config.micro_batch,
+                generator=generator,
             )
-            for rows, anchor in zip(parts, anchors, strict=True)
-        ]
+        )
+        anchors = self._anchors(turn.group, len(parts), generator)
+        return [Verdict(**vars(part), anchor=anchor) for part, anchor in zip(parts, anchors, strict=True)]
 
     def _anchors(self, group: PromptGroup, parts: int, generator: torch.Generator) -> list[NoisedExamples | None]:
         """The teacher's clips of the turn, noised and dealt out to the micro batches."""
@@ -282,8 +269,7 @@ class AdversarialFlowDistillation:
         return turn.rollouts_PKFCHW.shape[2] // self.student.network.chunk_frames
 
     def _student_loss(self, verdict: Verdict) -> Loss:
-        t_BF = verdict.t_BK.repeat_interleave(self.student.network.chunk_frames, dim=1)
-        x_t = noised(verdict.rollouts_BFCHW, verdict.noise_BFCHW, t_BF)
+        x_t, t_BF = verdict.x_t, verdict.t_BF
         asked = (x_t, verdict.t_BK, x_t if self.config.context == "noisy" else verdict.rollouts_BFCHW)
         velocity_start = None
         with torch.no_grad():  # before the pass with a graph: its activations and theirs are never held together
@@ -297,7 +283,7 @@ class AdversarialFlowDistillation:
             velocity = _velocity(network, text_BLD, *asked)
         estimates = (clean_from_velocity(x_t, velocity, t_BF), clean_from_velocity(x_t, velocity_old, t_BF))
         loss = self._errors(*estimates, verdict).mean()
-        metrics = {"reward": verdict.reward_BK.mean(), "reward_spread": verdict.reward_BK.std(correction=0)}
+        metrics = {"reward": verdict.worth_BC.mean(), "reward_spread": verdict.worth_BC.std(correction=0)}
         if velocity_start is not None:
             drift = (velocity - velocity_start).square().mean()
             loss, metrics["drift_from_start"] = loss + self.config.prior * drift, drift.detach()
@@ -307,16 +293,12 @@ class AdversarialFlowDistillation:
             loss, metrics["anchor"] = loss + self.config.anchor * taught, taught.detach()
         return Loss(loss, metrics)
 
-    def _errors(self, clean: Tensor, clean_old: Tensor, verdict: Verdict) -> Tensor:
+    def _errors(self, clean: Tensor, clean_old: Tensor, made: Renoised) -> Tensor:
         """One for each reward: rollouts are cut into as many parts as there are columns of rewards."""
-        parts = verdict.reward_BK.shape[1]
-        clean, clean_old, target = (
-            clip.unflatten(1, (parts, -1)) for clip in (clean, clean_old, verdict.rollouts_BFCHW)
-        )
+        parts = made.worth_BC.shape[1]
+        clean, clean_old, target = (clip.unflatten(1, (parts, -1)) for clip in (clean, clean_old, made.rollouts_BFCHW))
         beta, self_normalise = self.config.beta, self.config.self_normalise
-        return negative_aware_error(
-            clean, clean_old, target, verdict.reward_BK, beta=beta, self_normalise=self_normalise
-        )
+        return negative_aware_error(clean, clean_old, target, made.worth_BC, beta=beta, self_normalise=self_normalise)
 
 
 def _velocity(network: Network, text_BLD: Tensor, x_t: Tensor, t_BK: Tensor, context_BFCHW: Tensor) -> Tensor:

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from streamstill.config import require_one_of, require_positive
-from streamstill.flow.path import noised
-from streamstill.flow.times import random_levels
 from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
 from streamstill.training.objectives.afd import Trial, advantages, rewards
 from streamstill.training.objectives.objective import Loss, Player, require_full_weight_from
 from streamstill.training.objectives.rehearsal import velocity_error
+from streamstill.training.objectives.renoised import Renoised, renoised
 from streamstill.training.optim import OptimConfig
 
 Weighting: TypeAlias = Literal["exponential", "reward"]
@@ -46,17 +45,6 @@ class RewardWeightedConfig:
         if not (self.temperature > 0 and self.weight_clip > 0):
             raise ValueError(f"temperature and weight_clip must be positive, got {self}")
         require_full_weight_from(self.full_weight_from)
-
-
-@dataclass(frozen=True, eq=False)
-class Weighted:
-    """Rollouts with the weight of each, noised once for every chunk."""
-
-    rollouts_BFCHW: Tensor
-    noise_BFCHW: Tensor
-    t_BK: Tensor
-    weight_B: Tensor
-    prompts: tuple[str, ...]
 
 
 def rollout_weights(advantage: Tensor, config: RewardWeightedConfig) -> Tensor:
@@ -104,42 +92,38 @@ class RewardWeighted:
         """Rollouts of the student as it is."""
         return Trial(self.adversary.begin(batch, step, generator), step < self.config.warmup_turns)
 
-    def micro_batches(self, player: str, turn: Trial, generator: torch.Generator) -> Sequence[Comparison | Weighted]:
+    def micro_batches(self, player: str, turn: Trial, generator: torch.Generator) -> Sequence[Comparison | Renoised]:
         """Pairs for the discriminator; weighted and noised rollouts for the student."""
         if player == "discriminator":
             return self.adversary.micro_batches(player, turn.round, generator)
         return [] if turn.warming_up else self._weighted(turn.round, generator)
 
-    def loss(self, player: str, micro: Comparison | Weighted) -> Loss:
+    def loss(self, player: str, micro: Comparison | Renoised) -> Loss:
         """The adversary's own for the discriminator, weighted flow matching for the student."""
         if isinstance(micro, Comparison):
             return self.adversary.loss(player, micro)
-        network, clean = self.student.network, micro.rollouts_BFCHW
-        t_BF = micro.t_BK.repeat_interleave(network.chunk_frames, dim=1)
-        x_t = noised(clean, micro.noise_BFCHW, t_BF)
+        clean, x_t, t_BF = micro.rollouts_BFCHW, micro.x_t, micro.t_BF
         with torch.no_grad():
             text_BLD = self.student.encode_prompts(micro.prompts)
-        velocity = network.velocity_in_context(x_t, micro.t_BK, text_BLD, context_BFCHW=clean)
-        weight = self.config.full_weight_from
-        error_B = velocity_error(velocity, clean, micro.noise_BFCHW, t_BF, full_weight_from=weight)
-        metrics = {"flow": error_B.detach().mean(), "weight_spread": micro.weight_B.std(correction=0)}
-        return Loss((micro.weight_B * error_B).mean(), metrics)
+        velocity = self.student.network.velocity_in_context(x_t, micro.t_BK, text_BLD, context_BFCHW=clean)
+        weight_B, floor = micro.worth_BC[:, 0], self.config.full_weight_from
+        error_B = velocity_error(velocity, clean, micro.noise_BFCHW, t_BF, full_weight_from=floor)
+        metrics = {"flow": error_B.detach().mean(), "weight_spread": weight_B.std(correction=0)}
+        return Loss((weight_B * error_B).mean(), metrics)
 
     def end(self, turn: Trial, step: int) -> Mapping[str, float]:
         """Let the adversary finish its turn."""
         return self.adversary.end(turn.round, step)
 
-    def _weighted(self, turn: Round, generator: torch.Generator) -> list[Weighted]:
+    def _weighted(self, turn: Round, generator: torch.Generator) -> list[Renoised]:
         """Score, weigh, noise, cut into micro batches in random order."""
-        weight_B = rollout_weights(self.compare(self.adversary.scores(turn, generator)), self.config).flatten()
-        rollouts, prompts = turn.rollouts_PKFCHW.flatten(0, 1), turn.prompts
-        noise = torch.randn(rollouts.shape, generator=generator).to(rollouts)
-        sampling, chunks = self.adversary.sampling, rollouts.shape[1] // self.student.network.chunk_frames
-        t_BK = random_levels(
-            (len(prompts), chunks), steps=sampling.steps, shift=sampling.shift, generator=generator
-        ).to(rollouts)
-        parts = torch.randperm(len(prompts), generator=generator).split(self.config.micro_batch)
-        return [
-            Weighted(rollouts[rows], noise[rows], t_BK[rows], weight_B[rows], tuple(prompts[i] for i in rows.tolist()))
-            for rows in parts
-        ]
+        weight_PK = rollout_weights(self.compare(self.adversary.scores(turn, generator)), self.config)
+        parts = renoised(
+            turn,
+            weight_PK.reshape(-1, 1),
+            sampling=self.adversary.sampling,
+            chunk_frames=self.student.network.chunk_frames,
+            micro_batch=self.config.micro_batch,
+            generator=generator,
+        )
+        return list(parts)
