@@ -4,10 +4,11 @@
         [--seeds 0 1 2] [--seconds 150] [--updates N] [--held-out 512] [--quick] [--table]
 
 A base that saw only the loose world; the real world as a black-box teacher, 200 clips. For each seed one warm student
-and one warm discriminator are made and every method goes on from them: for as many updates as ``--seconds`` of
+is made, then one discriminator that learns to tell it (not along with it: one that was right all the way has margins
+of 20 and learns nothing more), and every method goes on from them: for as many updates as ``--seconds`` of
 processor time at one thread are worth (the price of an update is measured first, on copies), or for ``--updates``. So
-the end of every run is known beforehand, and every student's rate falls towards it. What is done is kept in ``--out``
-and not done again; several processes with other seeds may share it. ``--table`` only prints.
+the end of every run is known beforehand, and every student's rate falls towards it. What is done is kept in ``--out``,
+its students as well, and not done again; several processes with other seeds may share it. ``--table`` only prints.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from streamstill.config import write_json
@@ -34,6 +36,9 @@ from streamstill.recipes.stages import averaged, students_clips
 from streamstill.report.comparison import AGAINST_TEACHER, against_teacher, rows_of
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
+from streamstill.training.batches import prompt_batches
+from streamstill.training.discriminators.build import build_discriminator
+from streamstill.training.objectives.adversary import Adversary
 from streamstill.training.objectives.afd import advantages
 from streamstill.training.objectives.score import StudentScore
 from streamstill.training.optim import OptimConfig
@@ -42,6 +47,7 @@ from streamstill.types import Clip, ClipRequest
 from streamstill.worlds import World
 
 SHOWN = ("physics_error", "dynamic_degree", "prompt_obedience", "permanence", "sharpness", *AGAINST_TEACHER)
+JUDGED = ("afd", "gan", "reward-weighted")  # methods that ask a discriminator
 TRIED = 4  # turns on copies, from which the price of a turn is known
 
 
@@ -95,6 +101,7 @@ def many(config: Methods) -> Methods:
 Variant = tuple[str, Callable[[Methods], Methods], Callable[[Tensor], Tensor]]
 VARIANTS: dict[str, Variant] = {
     "sft": ("sft", lambda m: m, advantages),
+    "sft, lr 1e-3": ("sft", lambda m: replace(m, sft=replace(m.sft, optim=falling(1e-3))), advantages),
     "afd": ("afd", lambda m: m, advantages),
     "gan": ("gan", many, advantages),
     "gan, anchored": ("gan", lambda m: replace(many(m), gan=replace(m.gan, anchor=1.0)), advantages),
@@ -165,6 +172,7 @@ class Experiment:
         updates, seconds = 0, 0.0
         if name not in ("base", "warm", "teacher"):
             updates, seconds = self._taught(name, warmed, seed)
+            student.eval().save_pretrained(kept.with_suffix(""))
         shown = {"base": base, "teacher": None}.get(name, student)
         result = self._judged(shown, held_out(config), seed)
         write_json(kept, {"method": name, "seconds": seconds, "updates": updates, **result})
@@ -174,6 +182,7 @@ class Experiment:
         """Teach the warm student, in place; updates and seconds of processor time."""
         kind, change, compare = VARIANTS[name]
         numbers, spent, real = change(methods_of()), 0.0, None
+        judge = self._judge(warmed, seed) if kind in JUDGED else warmed.discriminator
         if kind == "dmd":  # a third of the time goes into the score that it matches
             copies = [score_of(warmed.student, warmed.examples, numbers, seed=seed) for _ in range(2)]
             fit, steps = copies[0], self._steps(copies[1], seed, share=1 / 3)
@@ -186,10 +195,26 @@ class Experiment:
                 kind, student, discriminator, warmed.examples, numbers, seed=seed, real=real, compare=compare
             )
 
-        trial = build(*deepcopy((warmed.student, warmed.discriminator)))
+        trial = build(*deepcopy((warmed.student, judge)))
         steps = self._steps(trial, seed, share=2 / 3 if real else 1.0)
-        method = build(warmed.student, warmed.discriminator)
+        method = build(warmed.student, judge)
         return steps, spent + self._train(method, steps, seed)
+
+    def _judge(self, warmed: Warmed, seed: int) -> nn.Module:
+        """A discriminator that has learned to tell the warm student; made once and kept."""
+        config, kept = self.config(seed), self.folder / f"seed{seed}" / "discriminator.safetensors"
+        judge = build_discriminator(config.discriminator, codec=warmed.student.codec, seed=seed)
+        if kept.exists():
+            judge.load_state_dict(load_file(kept))
+            return judge
+        prompts = min(config.warm.prompts, len(set(warmed.examples.prompts)))
+        groups = prompt_batches(warmed.examples, prompts=prompts, answers=2, seed=seed)
+        adversary = Adversary(warmed.student, judge, replace(config.warm.adversary, steps_per_turn=1))
+        trainer = Trainer(adversary, groups, TrainerConfig(steps=self.asked.judge_turns, seed=seed + 2), Path())
+        for step in range(self.asked.judge_turns):
+            trainer.turn(step)
+        save_file(judge.state_dict(), kept)
+        return judge
 
     def _steps(self, trial: Method, seed: int, *, share: float) -> int:
         """How many turns the time pays for, by the price of a few; the method that tries them is used up."""
@@ -308,7 +333,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--updates", type=int, default=0)
     parser.add_argument("--held-out", type=int, default=512)
     parser.add_argument("--clips", type=int, default=200)
-    parser.add_argument("--warm-steps", type=int, default=300)
+    parser.add_argument("--warm-steps", type=int, default=600)
+    parser.add_argument("--judge-turns", type=int, default=60)
     parser.add_argument("--base-steps", type=int, default=3000)
     parser.add_argument("--quick", action="store_true", help="minutes: 20 s a method, one seed, 64 clips")
     parser.add_argument("--table", action="store_true")

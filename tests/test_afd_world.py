@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from streamstill.report.comparison import AGAINST_TEACHER, METRICS
+from streamstill.student.student import Student
 from tests.test_benchmarks import script, tables
 
 main = script("afd_world")
@@ -56,6 +57,7 @@ def test_a_method_is_run_once_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
         torch.set_num_threads(threads)
     assert kept.stat().st_mtime_ns == changed
     assert first["updates"] == 1
+    assert Student.from_pretrained(kept.with_suffix("")).config.sampling.steps == 4
     assert len(first["rows"]) == 8
     assert all(set(row) == set(METRICS) for row in first["rows"])
     assert all(math.isfinite(value) for value in first["sets"].values())

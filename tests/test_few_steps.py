@@ -1,0 +1,58 @@
+"""Few steps beside many: the same weights, the same noise, and differences that are computed as they are named."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from streamstill.metrics import Interval
+from streamstill.recipes.quickstart import shipped_base
+from tests.test_benchmarks import ROOT, tables
+
+SPEC = importlib.util.spec_from_file_location("few_steps", ROOT / "benchmarks" / "few_steps.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+few_steps = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(few_steps)
+
+
+def scores(**means: float) -> dict[str, Interval]:
+    return {name: Interval(mean=mean, low=mean, high=mean, n=1) for name, mean in means.items()}
+
+
+def test_only_the_number_of_steps_changes() -> None:
+    student = shipped_base()
+    other = few_steps.with_steps(student, 9)
+    assert other.config == replace(student.config, sampling=replace(student.config.sampling, steps=9))
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor)
+
+
+def test_the_farthest_metric_and_the_excess_of_the_error() -> None:
+    reference = scores(physics_error=0.4, dynamic_degree=0.7, prompt_obedience=1.0, permanence=0.9, sharpness=10.0)
+    here = scores(physics_error=0.3, dynamic_degree=0.63, prompt_obedience=1.0, permanence=0.9, sharpness=10.5)
+    apart, excess = few_steps.differences(here, reference)
+    assert apart == pytest.approx(0.1)
+    assert excess == pytest.approx(-0.25)
+    assert few_steps.differences(reference, reference) == (0, 0)
+
+
+@pytest.mark.slow
+def test_a_student_is_asked_with_each_number_of_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    shipped_base().save_pretrained(tmp_path / "run" / "student")
+    try:
+        few_steps.main([str(tmp_path / "run" / "student"), "--steps", "1", "--against", "2", "--held-out", "4"])
+    finally:
+        torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    assert [line.split("|")[1:3] for line in printed.splitlines()[2:]] == [
+        [" run/student ", " 2 "],
+        [" run/student ", " 1 "],
+    ]
+    (rows,) = tables(printed)
+    assert set(rows) == {"run/student"}
+    assert "0.0%; +0%" in printed.splitlines()[2]
+    assert "0.0%; +0%" not in printed.splitlines()[3]
