@@ -89,6 +89,11 @@ def test_every_stage_changed_the_student(finished: Path, base: Path) -> None:
         assert len(steps) == {"warm": 4, "afd": 2}[stage]
 
 
+def test_the_discriminator_learns_at_the_end_of_the_warm_up(finished: Path) -> None:
+    steps = [json.loads(line) for line in (finished / "warm" / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps if "discriminator/loss" in step] == [2]  # of 0 to 3: one turn, every second
+
+
 def test_the_same_command_again_trains_nothing_and_reports_the_same(finished: Path, base: Path) -> None:
     before, held = read(finished / "report.json"), weights(finished)
     states = {path: path.stat().st_mtime_ns for path in finished.glob("*/training/state.safetensors")}

@@ -24,6 +24,7 @@ QUICKSTART = [
     "warm.steps=4",
     "warm.batch=2",
     "warm.adversary_every=2",
+    "warm.adversary_turns=1",
     "warm.adversary.rollouts_per_prompt=2",
     "prompts_per_update=2",
     "held_out_clips=6",

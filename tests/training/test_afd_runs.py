@@ -114,11 +114,15 @@ class Asked:
         return group(step)
 
 
-def together(every: int = 2) -> tuple[Together, nn.Module, nn.Module]:
+def together(every: int = 2, begins: int = 0) -> tuple[Together, nn.Module, nn.Module]:
     parts = afd()
     judge: nn.Module = parts.adversary.discriminator
     matching = FlowMatching(parts.student, FlowMatchingConfig(ema_decay=0.9))
-    return Together(matching, Adversary(parts.student, judge, ADVERSARY), every=every), parts.student, judge
+    return (
+        Together(matching, Adversary(parts.student, judge, ADVERSARY), every=every, begins=begins),
+        parts.student,
+        judge,
+    )
 
 
 def test_the_second_of_two_objectives_rests_between_its_turns(tmp_path: Path) -> None:
@@ -141,6 +145,16 @@ def test_the_second_of_two_objectives_rests_between_its_turns(tmp_path: Path) ->
     assert all(not torch.equal(a, b) for a, b in pairwise(students))
 
 
+def test_the_second_of_two_objectives_may_begin_later(tmp_path: Path) -> None:
+    objective, _, judge = together(every=2, begins=2)
+    asked, judges = Asked(), [weights(judge)]
+    look = lambda step, metrics: judges.append(weights(judge))  # noqa: E731
+    Trainer(objective, asked, TrainerConfig(steps=5), tmp_path, on_step=look).run()
+    assert asked.steps == [2, 4]
+    assert torch.equal(judges[0], judges[2])
+    assert not torch.equal(judges[2], judges[3])
+
+
 def test_two_objectives_stopped_and_resumed_equal_never_stopped(tmp_path: Path) -> None:
     for name, stops in (("whole", (5,)), ("stopped", (1, 2, 4, 5))):
         for steps in stops:
@@ -153,6 +167,8 @@ def test_two_objectives_have_the_players_of_both_and_a_rhythm_of_at_least_one() 
     assert [player.name for player in objective.players] == ["student", "discriminator"]
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         Together(objective.first, objective.second, every=0)
+    with pytest.raises(ValueError, match="begins is a step, counted from 0, got -1"):
+        Together(objective.first, objective.second, begins=-1)
 
 
 def test_a_warm_up_makes_the_discriminator_better_than_chance(tmp_path: Path) -> None:

@@ -55,10 +55,11 @@ class Warmup:
     )
     adversary: AdversaryConfig = field(default_factory=lambda: replace(SEEN, steps_per_turn=2, rollouts_per_prompt=2))
     adversary_every: int = 5  # steps
+    adversary_turns: int = 30  # at the end; one that is right all along has margins of 20 in the end and learns no more
     prompts: int = 16  # that the discriminator compares in each of its turns
 
     def __post_init__(self) -> None:
-        require_positive(self, "steps", "batch", "adversary_every", "prompts")
+        require_positive(self, "steps", "batch", "adversary_every", "adversary_turns", "prompts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +199,8 @@ def watched(config: Quickstart) -> list[ClipRequest]:
 def _warm(warmed: Warmed, config: Quickstart, folder: Path, console: Console) -> None:
     warm, student = config.warm, warmed.student
     adversary = Adversary(student, warmed.discriminator, warm.adversary)
-    objective = Together(FlowMatching(student, warm.learn), adversary, every=warm.adversary_every)
+    begins = max(0, warm.steps - warm.adversary_turns * warm.adversary_every)
+    objective = Together(FlowMatching(student, warm.learn), adversary, every=warm.adversary_every, begins=begins)
     clips = example_batches(warmed.examples, batch=warm.batch, seed=config.seed)
     groups = _groups(warmed.examples, config, warm.prompts)
     settings = TrainerConfig(steps=warm.steps, seed=config.seed, checkpoint_every=50)

@@ -19,12 +19,19 @@ class Turns:
 
 
 class Together:
-    """``first`` moves in every step, ``second`` in every ``every``-th; their players must have different names."""
+    """``first`` moves in every step, ``second`` in every ``every``-th of those after it ``begins``.
 
-    def __init__(self, first: Objective[Any, Any, Any], second: Objective[Any, Any, Any], *, every: int = 1) -> None:
+    Their players must have different names.
+    """
+
+    def __init__(
+        self, first: Objective[Any, Any, Any], second: Objective[Any, Any, Any], *, every: int = 1, begins: int = 0
+    ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
-        self.first, self.second, self.every = first, second, every
+        if begins < 0:
+            raise ValueError(f"begins is a step, counted from 0, got {begins}")
+        self.first, self.second, self.every, self.begins = first, second, every, begins
         self._of_first = {player.name for player in first.players}
 
     @property
@@ -40,7 +47,7 @@ class Together:
     def begin(self, batch: tuple[Any, Callable[[], Any]], step: int, generator: torch.Generator) -> Turns:
         """A turn of each. The batch of the second is a function: it is not made when the second rests."""
         turn = self.first.begin(batch[0], step, generator)
-        if step % self.every:
+        if step < self.begins or (step - self.begins) % self.every:
             return Turns(turn, None)
         return Turns(turn, self.second.begin(batch[1](), step, generator))
 
