@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from streamstill.codec.patch import PatchCodec
 from streamstill.codec.text import WordEncoderConfig
 from streamstill.codec.video import latent_shape
-from streamstill.flow.path import noised
 from streamstill.flow.times import Sampling
 from streamstill.report.card import machine, peak_memory_mib
 from streamstill.streaming.timing import Spread, Stopwatch, in_turns
@@ -194,7 +193,7 @@ def busy_ms(work: Callable[[], object]) -> float:
 def passes(objective: AdversarialFlowDistillation, verdict: Verdict) -> None:
     """Three forward passes and one backward pass."""
     student, policies, clean = objective.student, objective.policies, verdict.rollouts_BFCHW
-    x_t = noised(clean, verdict.noise_BFCHW, verdict.t_BK.repeat_interleave(student.network.chunk_frames, dim=1))
+    x_t = verdict.x_t
     with torch.no_grad():
         text_BLD = student.encode_prompts(verdict.prompts)
         for view in (policies.old, policies.start):

@@ -23,7 +23,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from streamstill.config import write_json
@@ -36,6 +36,7 @@ from streamstill.recipes.stages import averaged, students_clips
 from streamstill.report.comparison import AGAINST_TEACHER, against_teacher, rows_of
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
+from streamstill.tensor_file import write_tensors
 from streamstill.training.batches import prompt_batches
 from streamstill.training.discriminators.build import build_discriminator
 from streamstill.training.objectives.adversary import Adversary
@@ -184,9 +185,12 @@ class Experiment:
         numbers, spent, real = change(methods_of()), 0.0, None
         judge = self._judge(warmed, seed) if kind in JUDGED else warmed.discriminator
         if kind == "dmd":  # a third of the time goes into the score that it matches
-            copies = [score_of(warmed.student, warmed.examples, numbers, seed=seed) for _ in range(2)]
-            fit, steps = copies[0], self._steps(copies[1], seed, share=1 / 3)
-            spent += self._train(fit, steps, seed, player="score")
+
+            def fitted() -> Method:
+                return score_of(warmed.student, warmed.examples, numbers, seed=seed)
+
+            fit = fitted()
+            spent = self._train(fit, self._steps(fitted, seed, share=1 / 3), seed, player="score")
             assert isinstance(fit.averaged, Student)
             real = StudentScore(fit.averaged.eval().requires_grad_(False))
 
@@ -195,8 +199,7 @@ class Experiment:
                 kind, student, discriminator, warmed.examples, numbers, seed=seed, real=real, compare=compare
             )
 
-        trial = build(*deepcopy((warmed.student, judge)))
-        steps = self._steps(trial, seed, share=2 / 3 if real else 1.0)
+        steps = self._steps(lambda: build(*deepcopy((warmed.student, judge))), seed, share=2 / 3 if real else 1.0)
         method = build(warmed.student, judge)
         return steps, spent + self._train(method, steps, seed)
 
@@ -210,16 +213,16 @@ class Experiment:
         prompts = min(config.warm.prompts, len(set(warmed.examples.prompts)))
         groups = prompt_batches(warmed.examples, prompts=prompts, answers=2, seed=seed)
         adversary = Adversary(warmed.student, judge, replace(config.warm.adversary, steps_per_turn=1))
-        trainer = Trainer(adversary, groups, TrainerConfig(steps=self.asked.judge_turns, seed=seed + 2), Path())
-        for step in range(self.asked.judge_turns):
-            trainer.turn(step)
-        save_file(judge.state_dict(), kept)
+        method = Method(adversary, groups, judge)
+        self._train(method, self.asked.judge_turns, seed + 1, player="discriminator")
+        write_tensors(kept, judge.state_dict())
         return judge
 
-    def _steps(self, trial: Method, seed: int, *, share: float) -> int:
-        """How many turns the time pays for, by the price of a few; the method that tries them is used up."""
+    def _steps(self, build: Callable[[], Method], seed: int, *, share: float) -> int:
+        """How many turns the time pays for, by the price of a few; the method that is built to try them is used up."""
         if self.asked.updates:
             return int(self.asked.updates)
+        trial = build()
         trainer = Trainer(trial.objective, trial.batches, TrainerConfig(steps=100, seed=seed), Path())
         trainer.turn(0)
         begun = time.process_time()

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,14 +16,19 @@ TINY = (
 )
 
 
-def script(name: str) -> Callable[[list[str]], None]:
-    """The ``main`` of a script in ``benchmarks``."""
+def loaded(name: str) -> ModuleType:
+    """A script in ``benchmarks``, as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    main: Callable[[list[str]], None] = module.main
+    return module
+
+
+def script(name: str) -> Callable[[list[str]], None]:
+    """The ``main`` of a script in ``benchmarks``."""
+    main: Callable[[list[str]], None] = loaded(name).main
     return main
 
 

@@ -1,6 +1,5 @@
 """The drift benchmark: windows are judged by themselves, and the real world does not drift."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,9 @@ import torch
 from streamstill.teachers import WorldTeacher
 from streamstill.types import Clip, ClipRequest
 from streamstill.worlds import World
-from tests.test_benchmarks import ROOT
+from tests.test_benchmarks import loaded
 
-SPEC = importlib.util.spec_from_file_location("drift", ROOT / "benchmarks" / "drift.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-drift = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(drift)
+drift = loaded("drift")
 PROMPT = "A red ball is thrown to the left."
 
 

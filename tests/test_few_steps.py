@@ -1,6 +1,5 @@
 """Few steps beside many: the same weights, the same noise, and differences that are computed as they are named."""
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +8,9 @@ import torch
 
 from streamstill.metrics import Interval
 from streamstill.recipes.quickstart import shipped_base
-from tests.test_benchmarks import ROOT, tables
+from tests.test_benchmarks import loaded, tables
 
-SPEC = importlib.util.spec_from_file_location("few_steps", ROOT / "benchmarks" / "few_steps.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-few_steps = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(few_steps)
+few_steps = loaded("few_steps")
 
 
 def scores(**means: float) -> dict[str, Interval]:

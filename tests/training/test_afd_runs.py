@@ -148,7 +148,10 @@ def test_the_second_of_two_objectives_rests_between_its_turns(tmp_path: Path) ->
 def test_the_second_of_two_objectives_may_begin_later(tmp_path: Path) -> None:
     objective, _, judge = together(every=2, begins=2)
     asked, judges = Asked(), [weights(judge)]
-    look = lambda step, metrics: judges.append(weights(judge))  # noqa: E731
+
+    def look(step: int, metrics: object) -> None:
+        judges.append(weights(judge))
+
     Trainer(objective, asked, TrainerConfig(steps=5), tmp_path, on_step=look).run()
     assert asked.steps == [2, 4]
     assert torch.equal(judges[0], judges[2])

@@ -20,7 +20,7 @@ def parts_of(*, micro_batch: int = 4, seed: int = 0) -> list[Renoised]:
     turn = Round(PromptGroup(torch.zeros(2, 1, 4, 1, 2, 2), ("first", "second")), rollouts)
     dice = torch.Generator().manual_seed(seed)
     worth = values.view(6, 1)
-    return list(renoised(turn, worth, sampling=SAMPLING, chunk_frames=2, micro_batch=micro_batch, generator=dice))
+    return renoised(turn, worth, sampling=SAMPLING, chunk_frames=2, micro_batch=micro_batch, generator=dice)
 
 
 def test_every_rollout_comes_once_with_its_worth_and_prompt() -> None:

@@ -223,15 +223,13 @@ class AdversarialFlowDistillation:
 
     def _verdicts(self, turn: Round, generator: torch.Generator) -> list[Verdict]:
         """Score, compare within the prompt, noise, cut into micro batches in random order."""
-        parts = list(
-            renoised(
-                turn,
-                self._rewards(turn, generator),
-                sampling=self.adversary.sampling,
-                chunk_frames=self.student.network.chunk_frames,
-                micro_batch=self.config.micro_batch,
-                generator=generator,
-            )
+        parts = renoised(
+            turn,
+            self._rewards(turn, generator),
+            sampling=self.adversary.sampling,
+            chunk_frames=self.student.network.chunk_frames,
+            micro_batch=self.config.micro_batch,
+            generator=generator,
         )
         anchors = self._anchors(turn.group, len(parts), generator)
         return [Verdict(**vars(part), anchor=anchor) for part, anchor in zip(parts, anchors, strict=True)]
@@ -263,7 +261,7 @@ class AdversarialFlowDistillation:
             reward = min_max_rewards(advantage, clip=clip)
         else:
             reward = rewards(advantage, clip=clip, slope=self.config.reward_slope)
-        return reward.flatten(0, 1).reshape(len(turn.prompts), -1)
+        return reward.reshape(len(turn.prompts), -1)
 
     def _chunks(self, turn: Round) -> int:
         return turn.rollouts_PKFCHW.shape[2] // self.student.network.chunk_frames

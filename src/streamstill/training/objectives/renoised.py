@@ -1,6 +1,5 @@
 """Own rollouts on their way to noise: what AFD and reward-weighted flow matching learn from."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -44,12 +43,14 @@ def renoised(
     chunk_frames: int,
     micro_batch: int,
     generator: torch.Generator,
-) -> Iterator[Renoised]:
+) -> list[Renoised]:
     """The turn's rollouts at the sampler's own noise levels, cut into micro batches in random order."""
     rollouts, prompts = turn.rollouts_PKFCHW.flatten(0, 1), turn.prompts
     noise = torch.randn(rollouts.shape, generator=generator).to(rollouts)
     levels = (len(prompts), rollouts.shape[1] // chunk_frames)
     t_BK = random_levels(levels, steps=sampling.steps, shift=sampling.shift, generator=generator).to(rollouts)
-    for rows in torch.randperm(len(prompts), generator=generator).split(micro_batch):
-        whose = tuple(prompts[row] for row in rows.tolist())
-        yield Renoised(rollouts[rows], noise[rows], t_BK[rows], worth_BC[rows], whose)
+    parts = torch.randperm(len(prompts), generator=generator).split(micro_batch)
+    return [
+        Renoised(rollouts[rows], noise[rows], t_BK[rows], worth_BC[rows], tuple(prompts[i] for i in rows.tolist()))
+        for rows in parts
+    ]

@@ -118,7 +118,7 @@ class RewardWeighted:
     def _weighted(self, turn: Round, generator: torch.Generator) -> list[Renoised]:
         """Score, weigh, noise, cut into micro batches in random order."""
         weight_PK = rollout_weights(self.compare(self.adversary.scores(turn, generator)), self.config)
-        parts = renoised(
+        return renoised(
             turn,
             weight_PK.reshape(-1, 1),
             sampling=self.adversary.sampling,
@@ -126,4 +126,3 @@ class RewardWeighted:
             micro_batch=self.config.micro_batch,
             generator=generator,
         )
-        return list(parts)
