@@ -13,7 +13,6 @@ its students as well, and not done again; several processes with other seeds may
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -28,11 +27,12 @@ from torch import Tensor, nn
 
 from streamstill.config import write_json
 from streamstill.metrics import Interval, interval_over_seeds
-from streamstill.recipes.base import Base, run_base
-from streamstill.recipes.methods import Method, Methods, build_method, score_of
+from streamstill.recipes.base import ACTIONS, OPEN, Base, run_base
+from streamstill.recipes.few_steps import FewSteps, in_few_steps
+from streamstill.recipes.methods import Method, Methods, build_method, score_of, teach, turns_worth
 from streamstill.recipes.quickstart import SEEN, Quickstart, Warmed, Warmup, held_out, shipped_base, warm_up
 from streamstill.recipes.run_folder import RunFolder
-from streamstill.recipes.stages import averaged, students_clips
+from streamstill.recipes.stages import students_clips
 from streamstill.report.comparison import AGAINST_TEACHER, against_teacher, rows_of
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
@@ -43,13 +43,11 @@ from streamstill.training.objectives.adversary import Adversary
 from streamstill.training.objectives.afd import advantages
 from streamstill.training.objectives.score import StudentScore
 from streamstill.training.optim import OptimConfig
-from streamstill.training.trainer import Trainer, TrainerConfig
 from streamstill.types import Clip, ClipRequest
 from streamstill.worlds import World
 
 SHOWN = ("physics_error", "dynamic_degree", "prompt_obedience", "permanence", "sharpness", *AGAINST_TEACHER)
 JUDGED = ("afd", "gan", "reward-weighted")  # methods that ask a discriminator
-TRIED = 4  # turns on copies, from which the price of a turn is known
 
 
 def shuffled(score: Tensor) -> Tensor:
@@ -140,22 +138,34 @@ class Experiment:
 
     def __init__(self, student: str, asked: argparse.Namespace, console: Console) -> None:
         self.kind, self.asked, self.console = student, asked, console
-        self.folder: Path = asked.out / student
+        self.folder: Path = asked.out / (student if asked.corner == "told" else f"{student}_open")
         self.teacher = WorldTeacher(World())
 
     def config(self, seed: int) -> Quickstart:
-        """The quickstart with a longer warm-up."""
+        """The quickstart with a longer warm-up, in which no discriminator learns to speak of."""
         asked = self.asked
-        warm = Warmup(steps=asked.warm_steps)
-        return Quickstart(warm=warm, held_out_clips=asked.held_out, clips=asked.clips, seed=seed)
+        return Quickstart(
+            actions=ACTIONS if asked.corner == "told" else OPEN,
+            warm=Warmup(steps=asked.warm_steps, adversary_turns=1),
+            held_out_clips=asked.held_out,
+            clips=asked.clips,
+            seed=seed,
+        )
 
     def base(self) -> Student:
-        """The shipped sandwich, or full attention trained in the same way for half as long."""
-        if self.kind == "sandwich":
+        """The shipped sandwich, in the open corner after some steps on its prompts; full attention from nothing."""
+        if self.kind == "sandwich" and self.asked.corner == "told":
             return shipped_base()
-        folder = self.folder / "base"
+        folder, full, config = self.folder / "base", self.kind == "full", Base()
         if not (folder / "student" / "config.json").exists():
-            config = Base(layout="FFFF", steps=self.asked.base_steps)
+            if self.asked.corner == "open":
+                config = replace(config, actions=OPEN, prompts=900)
+            if full:
+                config = replace(config, layout="FFFF", steps=self.asked.base_steps)
+            else:
+                shipped_base().save_pretrained(folder / "shipped")
+                learn = replace(config.learn, optim=falling(1e-3), ema_decay=0.98)
+                config = replace(config, start=str(folder / "shipped"), learn=learn, steps=self.asked.open_steps)
             run_base(config, folder, self.console)
         return Student.from_pretrained(folder / "student")
 
@@ -165,19 +175,29 @@ class Experiment:
         if kept.exists():
             return
         config = self.config(seed)
-        base = self.base().resized(config.geometry)
         self.folder.mkdir(parents=True, exist_ok=True)
+        base = self.base().resized(config.geometry)
         run = RunFolder.open(self.folder / f"seed{seed}" / "warm", recipe="quickstart", config=config)
         warmed = warm_up(config, base, run, Console(quiet=True))
-        student = warmed.student
+        few = RunFolder(self.folder / ("base" if name == "base" else f"seed{seed}/warm"))
+        many = base if name == "base" else warmed.student
+        student = self._in_few_steps(many, warmed, few, seed)
         updates, seconds = 0, 0.0
         if name not in ("base", "warm", "teacher"):
-            updates, seconds = self._taught(name, warmed, seed)
+            updates, seconds = self._taught(name, replace(warmed, student=student), seed)
             student.eval().save_pretrained(kept.with_suffix(""))
-        shown = {"base": base, "teacher": None}.get(name, student)
-        result = self._judged(shown, held_out(config), seed)
+        result = self._judged(None if name == "teacher" else student, held_out(config), seed)
         write_json(kept, {"method": name, "seconds": seconds, "updates": updates, **result})
         self.console.print(f"{self.kind} seed {seed} {name}: {updates} updates in {seconds:.0f} s, {_line(result)}")
+
+    def _in_few_steps(self, many: Student, warmed: Warmed, run: RunFolder, seed: int) -> Student:
+        """The student in as many steps as were asked for, taught by its own paths where these are fewer."""
+        steps = self.asked.steps
+        if steps == many.config.sampling.steps:
+            return many
+        config = FewSteps(steps=steps, paths=384, updates=self.asked.few_updates, seed=seed)
+        prompts = [warmed.examples.prompts[i % len(warmed.examples.prompts)] for i in range(config.paths)]
+        return in_few_steps(many, prompts, config, run, Console(quiet=True))
 
     def _taught(self, name: str, warmed: Warmed, seed: int) -> tuple[int, float]:
         """Teach the warm student, in place; updates and seconds of processor time."""
@@ -190,7 +210,7 @@ class Experiment:
                 return score_of(warmed.student, warmed.examples, numbers, seed=seed)
 
             fit = fitted()
-            spent = self._train(fit, self._steps(fitted, seed, share=1 / 3), seed, player="score")
+            spent = teach(fit, self._turns(fitted, share=1 / 3), seed=seed + 1, player="score")
             assert isinstance(fit.averaged, Student)
             real = StudentScore(fit.averaged.eval().requires_grad_(False))
 
@@ -199,9 +219,12 @@ class Experiment:
                 kind, student, discriminator, warmed.examples, numbers, seed=seed, real=real, compare=compare
             )
 
-        steps = self._steps(lambda: build(*deepcopy((warmed.student, judge))), seed, share=2 / 3 if real else 1.0)
-        method = build(warmed.student, judge)
-        return steps, spent + self._train(method, steps, seed)
+        turns = self._turns(lambda: build(*deepcopy((warmed.student, judge))), share=2 / 3 if real else 1.0)
+        return turns, spent + teach(build(warmed.student, judge), turns, seed=seed + 1)
+
+    def _turns(self, build: Callable[[], Method], *, share: float) -> int:
+        """How many turns a share of the time pays for, or as many as were asked for."""
+        return int(self.asked.updates) or turns_worth(share * self.asked.seconds, build())
 
     def _judge(self, warmed: Warmed, seed: int) -> nn.Module:
         """A discriminator that has learned to tell the warm student; made once and kept."""
@@ -213,33 +236,9 @@ class Experiment:
         prompts = min(config.warm.prompts, len(set(warmed.examples.prompts)))
         groups = prompt_batches(warmed.examples, prompts=prompts, answers=2, seed=seed)
         adversary = Adversary(warmed.student, judge, replace(config.warm.adversary, steps_per_turn=1))
-        method = Method(adversary, groups, judge)
-        self._train(method, self.asked.judge_turns, seed + 1, player="discriminator")
+        teach(Method(adversary, groups, judge), self.asked.judge_turns, seed=seed + 2, player="discriminator")
         write_tensors(kept, judge.state_dict())
         return judge
-
-    def _steps(self, build: Callable[[], Method], seed: int, *, share: float) -> int:
-        """How many turns the time pays for, by the price of a few; the method that is built to try them is used up."""
-        if self.asked.updates:
-            return int(self.asked.updates)
-        trial = build()
-        trainer = Trainer(trial.objective, trial.batches, TrainerConfig(steps=100, seed=seed), Path())
-        trainer.turn(0)
-        begun = time.process_time()
-        for step in range(1, 1 + TRIED):
-            trainer.turn(step)
-        return max(1, round(share * self.asked.seconds * TRIED / (time.process_time() - begun)))
-
-    def _train(self, method: Method, steps: int, seed: int, *, player: str = "student") -> float:
-        """Seconds of processor time; afterwards the student holds its average, where one is kept."""
-        begun = time.process_time()
-        trainer = Trainer(method.objective, method.batches, TrainerConfig(steps=steps, seed=seed + 1), Path())
-        for module in (each.module for each in method.objective.players):
-            module.train()
-        for step in range(steps):
-            trainer.turn(step)
-        averaged(trainer, player, method.averaged)
-        return time.process_time() - begun
 
     def _judged(self, student: Student | None, requests: list[ClipRequest], seed: int) -> dict[str, Any]:
         """Rows of every clip, and the numbers of the whole set."""
@@ -338,7 +337,11 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--warm-steps", type=int, default=600)
     parser.add_argument("--judge-turns", type=int, default=60)
-    parser.add_argument("--base-steps", type=int, default=3000)
+    parser.add_argument("--base-steps", type=int, default=3000, help="of full attention, from nothing")
+    parser.add_argument("--corner", default="told", choices=["told", "open"], help="what happens is told, or left open")
+    parser.add_argument("--open-steps", type=int, default=800, help="of the shipped base on the open corner's prompts")
+    parser.add_argument("--steps", type=int, default=4, help="of every student; fewer than 4 are learned first")
+    parser.add_argument("--few-updates", type=int, default=300, help="to learn fewer steps")
     parser.add_argument("--quick", action="store_true", help="minutes: 20 s a method, one seed, 64 clips")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args(words)

@@ -11,7 +11,6 @@ metric that is no error lies from the reference's, and by how much the physics e
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,13 +26,6 @@ ERROR = "physics_error"
 SHOWN = (ERROR, "dynamic_degree", "prompt_obedience", "permanence", "sharpness")
 
 Scores = Mapping[str, Interval]
-
-
-def with_steps(student: Student, steps: int) -> Student:
-    """The same weights, asked with another number of steps; the shift stays."""
-    other = Student(replace(student.config, sampling=replace(student.config.sampling, steps=steps)))
-    other.load_state_dict(student.state_dict())
-    return other.eval()
 
 
 def differences(scores: Scores, reference: Scores) -> tuple[float, float]:
@@ -72,7 +64,7 @@ def _name(path: Path) -> str:
 
 
 def _scores(student: Student, steps: int, requests: list[ClipRequest], seed: int) -> Scores:
-    return judged(students_clips(with_steps(student, steps), requests, seed=seed), requests)
+    return judged(students_clips(student.with_steps(steps).eval(), requests, seed=seed), requests)
 
 
 def _row(name: str, steps: int, scores: Scores, reference: Scores) -> str:

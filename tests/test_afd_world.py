@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from streamstill.report.comparison import AGAINST_TEACHER, METRICS
 from streamstill.student.student import Student
@@ -62,6 +63,24 @@ def test_a_method_is_run_once_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
     assert all(set(row) == set(METRICS) for row in first["rows"])
     assert all(math.isfinite(value) for value in first["sets"].values())
     assert "sft" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_in_the_open_corner_every_student_takes_the_few_steps_asked_for(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    words = ["--out", str(tmp_path), "--seeds", "0", "--methods", "sft", "--updates", "1", "--corner", "open"]
+    words += ["--steps", "2", "--few-updates", "1", "--open-steps", "1"]
+    try:
+        main([*words, "--held-out", "8", "--clips", "4", "--warm-steps", "1"])
+    finally:
+        torch.set_num_threads(threads)
+    kept = tmp_path / "sandwich_open"
+    assert Student.from_pretrained(kept / "seed0" / "sft").config.sampling.steps == 2
+    assert Student.from_pretrained(kept / "base" / "student").config.sampling.steps == 4
+    recipe = json.loads((kept / "seed0" / "warm" / "recipe.json").read_text(encoding="utf-8"))
+    assert recipe["config"]["actions"] == ["move"]
+    paths = [load_file(kept / who / "paths" / "paths.safetensors")["points"] for who in ("base", "seed0/warm")]
+    assert not torch.equal(*paths)  # the warm student's own, and the base's own
 
 
 def test_a_method_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) -> None:

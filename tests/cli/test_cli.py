@@ -81,6 +81,13 @@ def test_collecting_again_asks_nothing_twice_and_more_asks_the_rest(run: Run) ->
     assert len(ClipStore.open(Path("cache"))) == 9
 
 
+def test_the_worlds_own_prompts_never_give_one_clip_twice(run: Run) -> None:
+    collected(run, 110)  # more than it has prompts
+    store = ClipStore.open(Path("cache"))
+    clips = [clip.frames_FCHW.tobytes() for _, clip in store.read(store.find())]
+    assert len(set(clips)) == 110
+
+
 def test_collect_asks_the_prompts_of_a_file_round_by_round_with_new_seeds(run: Run) -> None:
     Path("prompts.txt").write_text("A red ball is dropped.\n\n  A blue box is dropped.  \n")
     words = ("--prompts", "prompts.txt", "--count", 5, "--size", TINY_SIZE, "--seed", 7, "--cache", "cache")

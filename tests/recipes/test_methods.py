@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamstill.recipes.methods import METHODS, Methods, build_method, score_of
+from streamstill.recipes.methods import METHODS, Method, Methods, build_method, score_of, teach, turns_worth
 from streamstill.testing import tiny_student
 from streamstill.training.discriminators.motion import MotionDiscriminator
 from streamstill.training.objectives.adversary import AdversaryConfig
@@ -59,3 +59,30 @@ def test_dmd_without_a_score_and_unknown_names_are_refused() -> None:
 def test_numbers_must_be_positive() -> None:
     with pytest.raises(ValueError, match="batch"):
         Methods(batch=0)
+
+
+def test_to_teach_is_what_the_trainer_does_with_the_average_in_the_end(tmp_path: Path) -> None:
+    numbers = replace(TINY, sft=replace(TINY.sft, ema_decay=0.5))
+    (one, other), clips = (tiny_student(), tiny_student()), examples()
+    discriminator = MotionDiscriminator(16)
+    seconds = teach(build_method("sft", one, discriminator, clips, numbers, seed=0), 3, seed=7)
+    method = build_method("sft", other, discriminator, clips, numbers, seed=0)
+    trainer = Trainer(method.objective, method.batches, TrainerConfig(steps=3, seed=7), tmp_path)
+    for step in range(3):
+        trainer.turn(step)
+    average = trainer.ema("student")
+    assert average is not None
+    assert not torch.equal(weights(one), weights(other))
+    average.copy_to(method.averaged)
+    assert torch.equal(weights(one), weights(other))
+    assert seconds > 0
+
+
+def test_twice_the_time_pays_for_twice_the_turns() -> None:
+    def trial() -> Method:
+        return build_method("sft", tiny_student(), MotionDiscriminator(16), examples(), TINY, seed=0)
+
+    price = teach(trial(), 20, seed=0) / 20
+    turns = turns_worth(200 * price, trial())
+    assert 50 < turns < 800  # a shared machine is not exact
+    assert turns_worth(1e-9, trial()) == 1

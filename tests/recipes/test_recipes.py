@@ -14,14 +14,16 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from streamstill.media import read_clip, write_clip
-from streamstill.recipes import run_base, run_folder, run_quickstart
-from streamstill.recipes.quickstart import held_out, watched
+from streamstill.recipes import Quickstart, run_base, run_folder, run_quickstart
+from streamstill.recipes.base import ACTIONS, OPEN
+from streamstill.recipes.quickstart import held_out, taught, watched
 from streamstill.report.comparison import METRICS, as_json, judged
 from streamstill.student.student import Student
 from streamstill.teachers import ClipStore
 from streamstill.training.health import read_history
 from streamstill.training.health_vitals import START
 from streamstill.types import Clip, ClipRequest
+from streamstill.worlds import World, parse
 from tests.recipes import tiny
 from tests.recipes.tiny import QUICKSTART, as_flags, command, files, read, saved_student, streamstill
 
@@ -129,12 +131,31 @@ def test_a_size_that_does_not_fit_is_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_the_teachers_clips_are_all_different() -> None:
+    """Two wordings of one scene with one seed are one clip, so no seed may come twice."""
+    config = Quickstart()
+    requests = taught(config)
+    assert len(requests) == config.clips
+    assert len({World().render(request).frames_FCHW.tobytes() for request in requests}) == config.clips
+    prompts = [request.prompt for request in requests]
+    assert [prompts.count(prompt) for prompt in set(prompts)] == [config.clips_per_prompt] * (config.clips // 2)
+
+
+@pytest.mark.parametrize("actions", [ACTIONS, OPEN])
+def test_whoever_is_taught_watched_and_judged_on_says_what_was_asked(actions: tuple[str, ...]) -> None:
+    config = Quickstart(actions=actions)
+    parts = [{request.prompt for request in part(config)} for part in (taught, watched, held_out)]
+    assert {parse(prompt).action for part in parts for prompt in part} == set(actions)
+    assert len(set.union(*parts)) == sum(len(part) for part in parts)
+    assert [len(part) for part in parts[1:]] == [config.watched_prompts, config.held_out_clips]
+
+
 def test_held_out_prompts_and_seeds_were_not_taught(finished: Path, base: Path) -> None:
-    taught = ClipStore.open(finished / "collect" / "cache").find()  # and what AFD is watched on
+    known = ClipStore.open(finished / "collect" / "cache").find()  # and what AFD is watched on
     asked = held_out(tiny.quickstart(base))
-    assert (len(taught), len(asked)) == (8 + 2, 6)
-    assert not {request.prompt for request in asked} & {entry.request.prompt for entry in taught}
-    assert not {request.seed for request in asked} & {entry.request.seed for entry in taught}
+    assert (len(known), len(asked)) == (8 + 2, 6)
+    assert not {request.prompt for request in asked} & {entry.request.prompt for entry in known}
+    assert not {request.seed for request in asked} & {entry.request.seed for entry in known}
     assert held_out(tiny.quickstart(base)) == asked
 
 
@@ -144,9 +165,9 @@ def test_afd_is_watched_on_prompts_that_nobody_learns_from(finished: Path, base:
     kept = {(entry.request.prompt, entry.request.seed) for entry in ClipStore.open(finished / "collect/cache").find()}
     assert len({request.prompt for request in own}) == 2
     assert {(request.prompt, request.seed) for request in own} <= kept
-    taught = {prompt for prompt, seed in kept if seed < config.clips_per_prompt}
-    assert len(taught) == 4
-    assert not {request.prompt for request in own} & (taught | judged_on)
+    learned_from = {prompt for prompt, seed in kept if seed < config.clips}
+    assert len(learned_from) == 4
+    assert not {request.prompt for request in own} & (learned_from | judged_on)
     start, after = read_history(finished / "afd" / "health.jsonl")
     assert (start.step, after.step) == (START, 1)
     assert after.distance_to_start is not None
@@ -262,3 +283,15 @@ def test_a_metric_that_no_clip_has_is_null_in_the_report() -> None:
     assert report["metrics"]["teacher"]["physics_error"] == {"mean": None, "low": None, "high": None, "n": 0}
     assert report["metrics"]["teacher"]["sharpness"]["n"] == 1
     assert report["seconds"] == {"collect": 1.0}
+
+
+def test_base_goes_on_from_a_student_on_other_prompts(tmp_path: Path, base: Path) -> None:
+    changes = ("steps=2", "prompts=8", f"start={base}", 'actions=["move"]')
+    student = run_base(tiny.base(*changes), tmp_path / "out", quiet())
+    assert student.config == Student.from_pretrained(base).config
+    start = load_file(base / "model.safetensors")
+    learnt = load_file(tmp_path / "out/student/model.safetensors")
+    moved = [float((learnt[name].float() - start[name].float()).abs().max()) for name in start]
+    assert 0 < max(moved) < 0.1  # two steps from where it was, and no fresh weights
+    with pytest.raises(ValueError, match="preset and layout are those of fresh weights"):
+        tiny.base(f"start={base}", "layout=LS")

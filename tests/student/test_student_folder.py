@@ -139,6 +139,14 @@ def test_a_resized_student_has_the_same_weights_of_its_own(folder: Path) -> None
     assert not same_weights(copy, student)
 
 
+def test_only_the_number_of_steps_changes() -> None:
+    student = tiny_student()
+    other = student.with_steps(9)
+    assert other.config == replace(student.config, sampling=replace(student.config.sampling, steps=9))
+    assert same_weights(other, student)
+    assert not {id(p) for p in other.parameters()} & {id(p) for p in student.parameters()}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

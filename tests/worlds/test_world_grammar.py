@@ -68,13 +68,13 @@ def test_every_action_has_three_wordings(action: str) -> None:
 
 
 def test_prompts_are_different_balanced_and_repeatable() -> None:
-    found = prompts(210, seed=3)
-    assert found == prompts(210, seed=3) != prompts(210, seed=4)
-    assert len(set(found)) == 210
+    found = prompts(240, seed=3)
+    assert found == prompts(240, seed=3) != prompts(240, seed=4)
+    assert len(set(found)) == 240
     scenes = [parse(prompt) for prompt in found]
-    assert len(set(scenes)) > 200
+    assert len(set(scenes)) > 225
     assert set(Counter(scene.action for scene in scenes).values()) == {30}
-    assert set(Counter(scene.color for scene in scenes).values()) == {35}
+    assert set(Counter(scene.color for scene in scenes).values()) == {40}
     assert {scene.background for scene in scenes} == set(BACKGROUNDS)
 
 

@@ -143,3 +143,13 @@ def test_only_pendulums_have_a_pivot_and_only_ramps_a_ramp() -> None:
         stage = set_stage(scene, seed, 1.0)
         assert (stage.pivot is not None) == (scene.action == "pendulum")
         assert bool(stage.ramp) == (scene.action == "ramp")
+
+
+def test_a_prompt_that_leaves_the_motion_open_gets_every_motion() -> None:
+    starts = starts_of("A red ball moves.", count=90)
+    speeds = [start.velocity[0] for start in starts]
+    left, right = (sum(way * speed > 0.5 for speed in speeds) for way in (-1, 1))
+    dropped = sum(abs(speed) < 0.1 for speed in speeds)
+    assert left + right + dropped == len(starts)
+    assert min(left, right, dropped) > 20
+    assert all(start.position[1] < 0.34 for start in starts if abs(start.velocity[0]) < 0.1)  # dropped from above

@@ -89,14 +89,20 @@ class Asked:
             )
         return ApiFolder.in_cache(self.cache)
 
-    def requests(self, own_prompts: Sequence[str]) -> list[ClipRequest]:
-        """Prompt by prompt, then again with the next seed."""
+    def requests(self, own_prompts: Sequence[str], *, seed_each: bool = False) -> list[ClipRequest]:
+        """Prompt by prompt, then again with the next seed.
+
+        Args:
+            seed_each: no seed comes twice, for a teacher to whom two wordings of one scene are one clip.
+        """
         prompts = [row.prompt for row in read_prompts(self.prompts)] if self.prompts else list(own_prompts)
         if not prompts:
             raise ValueError(f"the teacher {self.teacher} has no prompts of its own; give --prompts FILE")
         geometry = parse_size(self.size)
         return [
-            ClipRequest.of(geometry, prompt=prompts[i % len(prompts)], seed=self.seed + i // len(prompts))
+            ClipRequest.of(
+                geometry, prompt=prompts[i % len(prompts)], seed=self.seed + (i if seed_each else i // len(prompts))
+            )
             for i in range(self.count)
         ]
 

@@ -8,10 +8,12 @@ from streamstill.cli.collect import Asked
 from streamstill.config import require_one_of, with_overrides
 from streamstill.recipes import (
     Base,
+    FewSteps,
     Folder,
     Knowledge,
     Quickstart,
     run_base,
+    run_few_steps,
     run_folder,
     run_knowledge,
     run_quickstart,
@@ -29,7 +31,7 @@ from streamstill.training.metric_log import TensorBoardTracker
 from streamstill.training.objectives.afd import AdversarialFlowDistillation
 from streamstill.worlds import LooseWorld, World
 
-RECIPES = ("quickstart", "folder", "base", "kd")
+RECIPES = ("quickstart", "folder", "base", "kd", "few")
 
 
 def run_recipe(recipe: str, out: Path | None, clips: Path | None, overrides: list[str], console: Console) -> None:
@@ -51,6 +53,10 @@ def run_recipe(recipe: str, out: Path | None, clips: Path | None, overrides: lis
     elif recipe == "kd":
         _next(console, _distil_knowledge(with_overrides(Knowledge(), overrides), out, console))
         return
+    elif recipe == "few":
+        few = with_overrides(FewSteps(), overrides)
+        run_few_steps(few, out, console)
+        prompt = read_prompts(Path(few.prompts))[0].prompt if few.prompts else "A red ball is dropped."
     else:
         assert clips is not None
         run_folder(with_overrides(Folder(), overrides), clips, out, console)
@@ -70,7 +76,9 @@ def _distil_knowledge(config: Knowledge, out: Path, console: Console) -> str:
 def collect_answers(found: Teacher | None, asked: Asked, console: Console) -> None:
     """``streamstill collect`` for teachers on this machine; ``found`` is an installed one."""
     who, own = _teacher(asked.teacher) if found is None else (found, list(getattr(found, "prompts", ())))
-    store = ask(who, asked.requests(own), asked.cache, console)
+    own_list = isinstance(who, WorldTeacher) and asked.prompts is None  # it has several wordings of a scene
+    requests = asked.requests(own, seed_each=own_list)
+    store = ask(who, requests, asked.cache, console)
     _next(console, f"streamstill train STUDENT --cache {store.path}")
 
 

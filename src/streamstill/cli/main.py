@@ -49,7 +49,7 @@ LightDecoderFolder = Annotated[
 
 @app.command()
 def distill(
-    recipe: Annotated[str, typer.Argument(help="quickstart, folder, base or kd.")],
+    recipe: Annotated[str, typer.Argument(help="quickstart, folder, base, kd or few.")],
     out: Out = None,
     clips: Annotated[Path | None, typer.Option(help="Folder of clips with captions (recipe folder).")] = None,
     overrides: Overrides = None,

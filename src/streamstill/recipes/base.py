@@ -22,15 +22,16 @@ from streamstill.types import Geometry
 from streamstill.worlds import LooseWorld, prompts
 
 ACTIONS = ("drop", "throw left", "throw right")
+OPEN = ("move",)  # any of them: what the prompt leaves open
 SHAPES = ("ball",)
 SIZES = ("medium",)
 BACKGROUNDS = ("dark",)
 SMALL = Geometry(frames=16, height=32, width=32, fps=8)
 
 
-def world_prompts(count: int, *, seed: int) -> list[str]:
+def world_prompts(count: int, *, seed: int, actions: tuple[str, ...] = ACTIONS) -> list[str]:
     """Prompts of the quickstart's corner of the world: balls of any colour, dropped or thrown."""
-    return prompts(count, seed=seed, actions=ACTIONS, shapes=SHAPES, sizes=SIZES, backgrounds=BACKGROUNDS)
+    return prompts(count, seed=seed, actions=actions, shapes=SHAPES, sizes=SIZES, backgrounds=BACKGROUNDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class Base:
     geometry: Geometry = SMALL
     steps: int = 6000
     batch: int = 8
+    start: str = ""  # folder of a student to go on from; empty: fresh weights
+    actions: tuple[str, ...] = ACTIONS
     prompts: int = 2000
     preset: str = "nano"
     layout: str | None = None  # None: the preset's own sandwich
@@ -56,6 +59,10 @@ class Base:
 
     def __post_init__(self) -> None:
         require_positive(self, "steps", "batch", "prompts")
+        if self.start and (self.preset, self.layout) != ("nano", None):
+            raise ValueError(
+                f"preset and layout are those of fresh weights, and this run starts from {self.start}; leave them out"
+            )
 
 
 def student_config(
@@ -74,13 +81,12 @@ def student_config(
 
 def run_base(config: Base, out: Path, console: Console) -> Student:
     """Train the base student on clips that are rendered on the spot; returns it and saves it in ``out/student``."""
-    shape = student_config(config.geometry, sampling=config.sampling, size=config.preset, layout=config.layout)
-    student = build_student(shape, seed=config.seed)
-    run = RunFolder.open(out, recipe="base", config=config)
+    student = _begun(config)
+    run = RunFolder.open(out, recipe="base", config=config, inputs={"start_weights": student.fingerprint})
     teacher = WorldTeacher(LooseWorld(), name="loose world")
     batches = fresh_batches(
         teacher,
-        world_prompts(config.prompts, seed=config.seed),
+        world_prompts(config.prompts, seed=config.seed, actions=config.actions),
         config.geometry,
         student.codec,
         batch=config.batch,
@@ -93,3 +99,10 @@ def run_base(config: Base, out: Path, console: Console) -> Student:
     student.eval().save_pretrained(out / "student")
     console.print(f"  base student -> {out / 'student'}")
     return student
+
+
+def _begun(config: Base) -> Student:
+    if config.start:
+        return Student.from_pretrained(config.start).resized(config.geometry)
+    shape = student_config(config.geometry, sampling=config.sampling, size=config.preset, layout=config.layout)
+    return build_student(shape, seed=config.seed)

@@ -1,13 +1,16 @@
 """Ways to learn from a black-box teacher's clips, by name: AFD and the baselines that it is compared with."""
 
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from streamstill.config import require_one_of, require_positive
+from streamstill.recipes.stages import averaged
 from streamstill.student.student import Student
 from streamstill.training.batches import ExampleRows, PromptGroup, example_batches, prompt_batches
 from streamstill.training.objectives.adversary import AdversaryConfig
@@ -19,9 +22,11 @@ from streamstill.training.objectives.reward_weighted import RewardWeighted, Rewa
 from streamstill.training.objectives.score import RealScore, ScoreFit, ScoreFitConfig, fake_score
 from streamstill.training.objectives.self_forcing import SelfForcing, SelfForcingConfig
 from streamstill.training.optim import OptimConfig
+from streamstill.training.trainer import Trainer, TrainerConfig
 
 METHODS = ("sft", "afd", "gan", "dmd", "reward-weighted")
 FEW = AdversaryConfig(rollouts_per_prompt=4)
+TRIED = 4  # turns, from which the price of a turn is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +109,32 @@ def score_of(student: Student, examples: ExampleRows, config: Methods, *, seed: 
     """Fit a copy of the student to whole clips; ``averaged`` is the copy, for ``StudentScore``."""
     copy = deepcopy(student)
     return Method(ScoreFit(copy, config.score), example_batches(examples, batch=config.batch, seed=seed), copy)
+
+
+def teach(method: Method, turns: int, *, seed: int, player: str = "student") -> float:
+    """Run a method and keep nothing of the run; afterwards the player's module holds its average, where one is kept.
+
+    Returns:
+        Seconds of processor time.
+    """
+    begun = time.process_time()
+    trainer = Trainer(method.objective, method.batches, TrainerConfig(steps=turns, seed=seed), Path())
+    for each in method.objective.players:
+        each.module.train()
+    for step in range(turns):
+        trainer.turn(step)
+    averaged(trainer, player, method.averaged)
+    return time.process_time() - begun
+
+
+def turns_worth(seconds: float, trial: Method) -> int:
+    """How many turns so much processor time pays for, by the price of a few; the method that is tried is used up."""
+    trainer = Trainer(trial.objective, trial.batches, TrainerConfig(steps=100), Path())
+    trainer.turn(0)
+    begun = time.process_time()
+    for step in range(1, 1 + TRIED):
+        trainer.turn(step)
+    return max(1, round(seconds * TRIED / (time.process_time() - begun)))
 
 
 def _groups(examples: ExampleRows, config: Methods, seed: int) -> Callable[[int], PromptGroup]:

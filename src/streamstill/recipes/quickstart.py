@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from streamstill.config import require_positive, write_json
 from streamstill.media import side_by_side, write_clip, write_strip
-from streamstill.recipes.base import SMALL, world_prompts
+from streamstill.recipes.base import ACTIONS, SMALL, world_prompts
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import averaged, collect_clips, settle, students_clips, train
 from streamstill.report.comparison import Scores, as_json, as_table, judged
@@ -67,6 +67,7 @@ class Quickstart:
     """Everything that fixes the run."""
 
     geometry: Geometry = SMALL
+    actions: tuple[str, ...] = ACTIONS  # what the prompts ask for
     clips: int = 200
     clips_per_prompt: int = 2
     warm: Warmup = field(default_factory=Warmup)
@@ -136,17 +137,22 @@ def run_quickstart(config: Quickstart, out: Path, console: Console) -> Scores:
     return scores
 
 
-def warm_up(config: Quickstart, base: Student, run: RunFolder, console: Console) -> Warmed:
-    """The first two stages; what the folder has already is taken from there."""
+def gathered(config: Quickstart, base: Student, run: RunFolder, console: Console) -> Warmed:
+    """The first stage, and a copy of the base that has not learnt yet beside a discriminator that has not either."""
     with run.stage("collect") as folder:
         console.rule("collect: the black-box teacher answers", align="left")
-        requests = [*_requests(config), *watched(config)]
+        requests = [*taught(config), *watched(config)]
         pairs = collect_clips(WorldTeacher(World()), requests, folder / "cache", console)
     clips = encode_clips(((request.prompt, clip) for request, clip in pairs), base.codec)
     examples, others = clips[: -config.watched_prompts], clips[-config.watched_prompts :]
     group = PromptGroup(others.latents_BFCHW[:, None], others.prompts)
     discriminator = build_discriminator(config.discriminator, codec=base.codec, seed=config.seed)
-    warmed = Warmed(base.resized(config.geometry), discriminator, examples, group)
+    return Warmed(base.resized(config.geometry), discriminator, examples, group)
+
+
+def warm_up(config: Quickstart, base: Student, run: RunFolder, console: Console) -> Warmed:
+    """The first two stages; what the folder has already is taken from there."""
+    warmed = gathered(config, base, run, console)
     with run.stage("warm") as folder:
         console.rule("warm: flow matching on the teacher's clips, the discriminator learns", align="left")
         _warm(warmed, config, folder, console)
@@ -170,30 +176,32 @@ def distil(
     settle(trainer, objective)
 
 
-def _requests(config: Quickstart) -> list[ClipRequest]:
-    """The teacher is asked each prompt a few times, with other seeds."""
-    asked = world_prompts(config.clips // config.clips_per_prompt, seed=config.seed)
-    return [
-        ClipRequest.of(config.geometry, prompt=prompt, seed=seed)
-        for prompt in asked
-        for seed in range(config.clips_per_prompt)
-    ]
+def taught(config: Quickstart) -> list[ClipRequest]:
+    """The teacher is asked each prompt a few times; no seed comes twice, for two wordings of one scene are one clip."""
+    asked = world_prompts(config.clips // config.clips_per_prompt, seed=config.seed, actions=config.actions)
+    repeated = [prompt for prompt in asked for _ in range(config.clips_per_prompt)]
+    return [ClipRequest.of(config.geometry, prompt=p, seed=i) for i, p in enumerate(repeated)]
 
 
 def held_out(config: Quickstart) -> list[ClipRequest]:
     """Wordings that the student was not taught on, with seeds that the teacher was not asked."""
-    taught = {request.prompt for request in _requests(config)}
-    others = [p for p in world_prompts(4 * min(config.held_out_clips, 256), seed=config.seed + 1) if p not in taught]
-    chosen = [others[i % len(others)] for i in range(config.held_out_clips)]
-    return [ClipRequest.of(config.geometry, prompt=p, seed=10_000 + i) for i, p in enumerate(chosen)]
+    most = min(config.held_out_clips, 256)
+    chosen = _other_prompts(config, {request.prompt for request in taught(config)}, most, seed=config.seed + 1)
+    return [
+        ClipRequest.of(config.geometry, prompt=chosen[i % most], seed=10_000 + i) for i in range(config.held_out_clips)
+    ]
 
 
 def watched(config: Quickstart) -> list[ClipRequest]:
     """Wordings that the student is neither taught nor judged on, one clip each."""
-    taken = {request.prompt for request in (*_requests(config), *held_out(config))}
-    others = [p for p in world_prompts(len(taken) + config.watched_prompts, seed=config.seed + 2) if p not in taken]
-    chosen = others[: config.watched_prompts]
+    taken = {request.prompt for request in (*taught(config), *held_out(config))}
+    chosen = _other_prompts(config, taken, config.watched_prompts, seed=config.seed + 2)
     return [ClipRequest.of(config.geometry, prompt=p, seed=20_000 + i) for i, p in enumerate(chosen)]
+
+
+def _other_prompts(config: Quickstart, taken: set[str], count: int, *, seed: int) -> list[str]:
+    found = world_prompts(len(taken) + count, seed=seed, actions=config.actions)
+    return [prompt for prompt in found if prompt not in taken][:count]
 
 
 def _warm(warmed: Warmed, config: Quickstart, folder: Path, console: Console) -> None:

@@ -87,7 +87,14 @@ class Student(nn.Module):
 
     def resized(self, geometry: Geometry) -> "Student":
         """The same weights for clips of another size."""
-        student = Student(replace(self.config, geometry=geometry))
+        return self._copied(replace(self.config, geometry=geometry))
+
+    def with_steps(self, steps: int) -> "Student":
+        """The same weights, made to answer in another number of steps; the shift stays."""
+        return self._copied(replace(self.config, sampling=replace(self.config.sampling, steps=steps)))
+
+    def _copied(self, config: StudentConfig) -> "Student":
+        student = Student(config)
         student.load_state_dict(self.state_dict())
         return student
 

@@ -97,8 +97,13 @@ def encode_clips(clips: Iterable[tuple[str, Clip]], codec: VideoCodec) -> Exampl
 
 def example_batches(examples: ExampleRows, *, batch: int, seed: int) -> Callable[[int], Examples]:
     """Batches in which every example comes once before any comes again."""
+    rows_at = turns_of(len(examples.prompts), batch=batch, seed=seed)
+    return lambda step: examples[rows_at(step)]
+
+
+def turns_of(count: int, *, batch: int, seed: int) -> Callable[[int], list[int]]:
+    """Which of ``count`` rows a step gets: each once, in random order, before any comes again."""
     _require_some(batch=batch)
-    count = len(examples.prompts)
 
     @lru_cache(maxsize=2)  # a batch may straddle two epochs
     def order(epoch: int) -> list[int]:
@@ -108,7 +113,7 @@ def example_batches(examples: ExampleRows, *, batch: int, seed: int) -> Callable
         epoch, place = divmod(position, count)
         return order(epoch)[place]
 
-    return lambda step: examples[[row(step * batch + place) for place in range(batch)]]
+    return lambda step: [row(step * batch + place) for place in range(batch)]
 
 
 def fresh_batches(

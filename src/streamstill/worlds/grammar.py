@@ -54,6 +54,14 @@ _SENTENCES: dict[str, tuple[str, ...]] = {
         "{thing} swings from the ceiling",
         "{thing} swings like a pendulum",
     ),
+    "move": (  # dropped or thrown to either side: the seed decides what the sentence leaves open
+        "{thing} moves",
+        "{thing} moves about",
+        "{thing} moves around",
+        "{thing} is in motion",
+        "{thing} is moving",
+        "something moves {thing}",
+    ),
     "topple": (
         "a stack of three {boxes} topples",
         "a stack of three {boxes} falls over",

@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 WORST_ERROR = 3.0  # a triple is never more wrong than this; neither is a body that vanished
-FREE_ACTIONS = ("drop", "throw left", "throw right")  # where physics_error has a meaning
+FREE_ACTIONS = ("drop", "throw left", "throw right", "move")  # where physics_error has a meaning
 
 _CLEARANCE = 0.02  # stage heights
 _TRIPLE_STEP = 1 / 8  # seconds between the frames of a triple

@@ -91,7 +91,7 @@ def set_stage(scene: Scene, seed: int, aspect: float) -> Stage:
     rng = random.Random(f"stage {seed} {scene}")
     stage = _PLACERS[scene.action](rng, bodies_of(scene, aspect), aspect)
     stage = replace(stage, background=scene.background)
-    if scene.action == "throw left" or (scene.action in _EITHER_SIDE and rng.random() < 0.5):
+    if scene.action in _EITHER_SIDE and rng.random() < 0.5:
         return _mirrored(stage)
     return stage
 
@@ -120,6 +120,15 @@ def _throw_right(rng: random.Random, bodies: tuple[Body, ...], aspect: float) ->
         spin=rng.uniform(-3.0, 3.0),
     )
     return Stage(aspect=aspect, background="", starts=(start,))
+
+
+def _drop_or_throw(rng: random.Random, bodies: tuple[Body, ...], aspect: float) -> Stage:
+    """One of three: a drop, a throw to the right or one to the left, which is the mirror image."""
+    return rng.choice((_drop, _throw_right, _throw_left))(rng, bodies, aspect)
+
+
+def _throw_left(rng: random.Random, bodies: tuple[Body, ...], aspect: float) -> Stage:
+    return _mirrored(_throw_right(rng, bodies, aspect))
 
 
 def _down_a_ramp(rng: random.Random, bodies: tuple[Body, ...], aspect: float) -> Stage:
@@ -204,8 +213,9 @@ def _mirrored(stage: Stage) -> Stage:
 _EITHER_SIDE = frozenset(("ramp", "collision", "pendulum", "topple"))
 _PLACERS = {
     "drop": _drop,
-    "throw left": _throw_right,
+    "throw left": _throw_left,
     "throw right": _throw_right,
+    "move": _drop_or_throw,
     "ramp": _down_a_ramp,
     "collision": _hit,
     "pendulum": _swing,
