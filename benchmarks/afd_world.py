@@ -61,9 +61,12 @@ def constant(score: Tensor) -> Tensor:
     return torch.zeros_like(score)
 
 
-def methods_of() -> Methods:
-    """The numbers of the comparison: AFD's are the quickstart's, and every rate falls as AFD's does."""
+def methods_of(corner: str) -> Methods:
+    """The numbers of the comparison: AFD's are the quickstart's, in the open corner for few steps; all rates fall."""
     plain, afd = Methods(prompts_per_update=4), Quickstart().afd
+    if corner == "open":
+        adversary = replace(afd.adversary, steps_per_turn=2)
+        afd = replace(afd, optim=falling(1e-3), adversary=adversary, self_normalise=True, spare_first_chunk=True)
     few = replace(SEEN, rollouts_per_prompt=2)
     return replace(
         plain,
@@ -126,6 +129,9 @@ VARIANTS: dict[str, Variant] = {
         lambda m: with_afd(replace(m, prompts_per_update=16), adversary={"rollouts_per_prompt": 2}),
         advantages,
     ),
+    "afd, first chunk too": ("afd", lambda m: with_afd(m, spare_first_chunk=False), advantages),
+    "afd, first chunk spared": ("afd", lambda m: with_afd(m, spare_first_chunk=True), advantages),
+    "afd, not self-normalised": ("afd", lambda m: with_afd(m, self_normalise=False), advantages),
     "afd, min-max": ("afd", lambda m: with_afd(m, reward_map="min_max"), advantages),
     "afd, noisy context": ("afd", lambda m: with_afd(m, context="noisy"), advantages),
     "afd, one look": ("afd", lambda m: with_afd(m, adversary={"looks": 1}), advantages),
@@ -202,7 +208,7 @@ class Experiment:
     def _taught(self, name: str, warmed: Warmed, seed: int) -> tuple[int, float]:
         """Teach the warm student, in place; updates and seconds of processor time."""
         kind, change, compare = VARIANTS[name]
-        numbers, spent, real = change(methods_of()), 0.0, None
+        numbers, spent, real = change(methods_of(self.asked.corner)), 0.0, None
         judge = self._judge(warmed, seed) if kind in JUDGED else warmed.discriminator
         if kind == "dmd":  # a third of the time goes into the score that it matches
 

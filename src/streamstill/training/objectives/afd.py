@@ -47,6 +47,7 @@ class AfdConfig:
     old: OldSchedule = field(default_factory=OldSchedule)  # how the lagged student follows
     lora: Lora | None = None  # adapters that learn and lag; None: all weights learn, the others are copies
     credit: Literal["clip", "chunk"] = "clip"  # one reward for a rollout, or one for each of its chunks
+    spare_first_chunk: bool = False  # reward 1/2 for it: without a past it can be many things, whose mean is a blur
     rollouts: Literal["old", "start"] = "old"  # who makes them; the start's are off-policy, for comparison
     prior: float = 0.0  # weight of |velocity - velocity of the start|^2 (Eq. 5)
     anchor: float = 0.0  # weight of flow matching on the teacher's clips of the turn; ours
@@ -165,7 +166,8 @@ class AdversarialFlowDistillation:
 
     Raises:
         ModuleNotFoundError: adapters were asked for, and peft is not installed.
-        ValueError: adapters were asked for, and the network has some already or no layer that can be adapted.
+        ValueError: adapters were asked for, and the network has some already or no layer that can be adapted; or the
+            first chunk is spared and there is no other.
     """
 
     def __init__(
@@ -176,6 +178,11 @@ class AdversarialFlowDistillation:
         *,
         compare: Callable[[Tensor], Tensor] = advantages,
     ) -> None:
+        if config.spare_first_chunk and student.latent_shape[0] <= student.network.chunk_frames:
+            raise ValueError(
+                f"clips of {student.latent_shape[0]} latent frames are one chunk, and spare_first_chunk would leave "
+                "nothing to learn from; make longer clips, or leave it out"
+            )
         self.student, self.config, self.compare = student, config, compare
         self.adversary = Adversary(student, discriminator, config.adversary)
         self.policies: Policies = build_policies(student.network, config.lora, keep_start=config.needs_start)
@@ -261,7 +268,8 @@ class AdversarialFlowDistillation:
             reward = min_max_rewards(advantage, clip=clip)
         else:
             reward = rewards(advantage, clip=clip, slope=self.config.reward_slope)
-        return reward.reshape(len(turn.prompts), -1)
+        reward_BK = reward.reshape(len(turn.prompts), -1)
+        return _first_spared(reward_BK, self._chunks(turn)) if self.config.spare_first_chunk else reward_BK
 
     def _chunks(self, turn: Round) -> int:
         return turn.rollouts_PKFCHW.shape[2] // self.student.network.chunk_frames
@@ -297,6 +305,12 @@ class AdversarialFlowDistillation:
         clean, clean_old, target = (clip.unflatten(1, (parts, -1)) for clip in (clean, clean_old, made.rollouts_BFCHW))
         beta, self_normalise = self.config.beta, self.config.self_normalise
         return negative_aware_error(clean, clean_old, target, made.worth_BC, beta=beta, self_normalise=self_normalise)
+
+
+def _first_spared(reward_BK: Tensor, chunks: int) -> Tensor:
+    """A column for each chunk, 1/2 in the first: there the pull and the push cancel at the lagged student."""
+    each_BK = reward_BK.expand(-1, chunks)
+    return torch.cat([torch.full_like(each_BK[:, :1], 0.5), each_BK[:, 1:]], dim=1)
 
 
 def _velocity(network: Network, text_BLD: Tensor, x_t: Tensor, t_BK: Tensor, context_BFCHW: Tensor) -> Tensor:
