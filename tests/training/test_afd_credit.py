@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from streamstill.testing import TINY, tiny_student
 from streamstill.training.discriminators.motion import ChunkMotionDiscriminator
 from streamstill.training.objectives.afd import (
     AdversarialFlowDistillation,
@@ -15,7 +16,7 @@ from streamstill.training.objectives.afd import (
     negative_aware_error,
     rewards,
 )
-from tests.training.afd_parts import ROLLOUTS, Brightness, afd, dice, disturb, group, weights
+from tests.training.afd_parts import CONFIG, ROLLOUTS, Brightness, afd, dice, disturb, group, weights
 
 CHUNKS = 2
 
@@ -133,3 +134,22 @@ def test_off_policy_rollouts_are_always_the_starts_own() -> None:
     assert torch.equal(off.begin(group(), 1, dice()).round.rollouts_PKFCHW, fresh)
     assert not torch.allclose(on.begin(group(), 1, dice()).round.rollouts_PKFCHW, fresh)
     assert torch.equal(weights(off.memory["old"]), weights(on.memory["old"]))
+
+
+@pytest.mark.parametrize("credit", ["clip", "chunk"])
+def test_a_spared_first_chunk_has_reward_one_half_and_the_others_keep_theirs(credit: str) -> None:
+    def made(*, spare: bool) -> Tensor:
+        torch.manual_seed(2)
+        objective = afd(ChunkMotionDiscriminator(16), credit=credit, spare_first_chunk=spare)
+        return torch.cat([v.worth_BC for v in verdicts(objective, objective.begin(group(), 0, dice()))])
+
+    spared_BK, plain_BK = made(spare=True), made(spare=False).expand(-1, CHUNKS)
+    assert (spared_BK[:, 0] == 0.5).all()
+    assert torch.equal(spared_BK[:, 1:], plain_BK[:, 1:])
+    assert (plain_BK[:, 0] - 0.5).abs().max() > 0.01
+
+
+def test_where_all_is_first_chunk_there_is_nothing_to_spare() -> None:
+    student = tiny_student(replace(TINY, frames=4))
+    with pytest.raises(ValueError, match="clips of 2 latent frames are one chunk"):
+        AdversarialFlowDistillation(student, Brightness(1.0), replace(CONFIG, spare_first_chunk=True))
