@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 from streamstill.cli.main import app
 from streamstill.config import with_overrides
 from streamstill.media import write_clip
-from streamstill.recipes import Base, Folder, Knowledge, Quickstart
+from streamstill.recipes import Base, FewSteps, Folder, Knowledge, Quickstart
 from streamstill.types import Clip
 
 ROOT = Path(__file__).parents[1]
 PACKAGE, DOCS = ROOT / "src" / "streamstill", ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-RECIPES = {"quickstart": Quickstart(), "folder": Folder(), "base": Base(), "kd": Knowledge()}
+RECIPES = {"quickstart": Quickstart(), "folder": Folder(), "base": Base(), "kd": Knowledge(), "few": FewSteps()}
 NOT_RUN = "<!-- not run"  # in the line above a block: the reason follows
 COMMANDS: Any = get_command(app)  # a group of click, which typer may bring along or hide
 

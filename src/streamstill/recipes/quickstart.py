@@ -74,9 +74,10 @@ class Quickstart:
     discriminator: DiscriminatorConfig = field(default_factory=CentroidConfig)
     afd: AfdConfig = field(
         default_factory=lambda: AfdConfig(
-            optim=OptimConfig(lr=6e-4, warmup_steps=10, decay="cosine", final_fraction=0.1),
-            adversary=replace(SEEN, rollouts_per_prompt=8, looks=3, ema_decay=0.9),
+            optim=OptimConfig(lr=1e-3, warmup_steps=10, decay="cosine", final_fraction=0.1),
+            adversary=replace(SEEN, rollouts_per_prompt=8, looks=3, ema_decay=0.9, steps_per_turn=2),
             ema_decay=0.9,
+            self_normalise=True,
         )
     )
     afd_updates: int = 40
