@@ -30,7 +30,7 @@ from streamstill.metrics import Interval, interval_over_seeds
 from streamstill.recipes.base import ACTIONS, OPEN, Base, run_base
 from streamstill.recipes.few_steps import FewSteps, in_few_steps
 from streamstill.recipes.methods import Method, Methods, build_method, score_of, teach, turns_worth
-from streamstill.recipes.quickstart import SEEN, Quickstart, Warmed, Warmup, held_out, shipped_base, warm_up
+from streamstill.recipes.quickstart import SEEN, Quickstart, Warmed, Warmup, held_out, shipped_base, taught, warm_up
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import students_clips
 from streamstill.report.comparison import AGAINST_TEACHER, against_teacher, rows_of
@@ -184,9 +184,10 @@ class Experiment:
         base = self.base().resized(config.geometry)
         run = RunFolder.open(self.folder / f"seed{seed}" / "warm", recipe="quickstart", config=config)
         warmed = warm_up(config, base, run, Console(quiet=True))
-        few = RunFolder(self.folder / ("base" if name == "base" else f"seed{seed}/warm"))
-        many = base if name == "base" else warmed.student
-        student = self._in_few_steps(many, warmed, few, seed)
+        if name == "base":  # one for all seeds
+            student = self._in_few_steps(base, RunFolder(self.folder / "base"), seed=0)
+        else:
+            student = self._in_few_steps(warmed.student, run, seed=seed)
         updates, seconds = 0, 0.0
         if name not in ("base", "warm", "teacher"):
             updates, seconds = self._taught(name, replace(warmed, student=student), seed)
@@ -195,13 +196,13 @@ class Experiment:
         write_json(kept, {"method": name, "seconds": seconds, "updates": updates, **result})
         self.console.print(f"{self.kind} seed {seed} {name}: {updates} updates in {seconds:.0f} s, {_line(result)}")
 
-    def _in_few_steps(self, many: Student, warmed: Warmed, run: RunFolder, seed: int) -> Student:
+    def _in_few_steps(self, many: Student, run: RunFolder, *, seed: int) -> Student:
         """The student in as many steps as were asked for, taught by its own paths where these are fewer."""
-        steps = self.asked.steps
+        steps, asked = self.asked.steps, taught(self.config(seed))
         if steps == many.config.sampling.steps:
             return many
         config = FewSteps(steps=steps, paths=384, updates=self.asked.few_updates, seed=seed)
-        prompts = [warmed.examples.prompts[i % len(warmed.examples.prompts)] for i in range(config.paths)]
+        prompts = [asked[i % len(asked)].prompt for i in range(config.paths)]
         return in_few_steps(many, prompts, config, run, Console(quiet=True))
 
     def _taught(self, name: str, warmed: Warmed, seed: int) -> tuple[int, float]:
