@@ -1,5 +1,6 @@
 """The recipe few, whole, at tiny size: what it leaves, that it goes on where it stopped, and what it refuses."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ def test_the_same_command_again_follows_no_path_and_learns_nothing(finished: Pat
     run_few_steps(config(student), finished, quiet())
     assert read(finished / "report.json")["compared"] == before
     assert [path.stat().st_mtime_ns for path in kept] == when
+
+
+def test_paths_of_a_stopped_run_are_followed_again_where_others_are_asked_for(tmp_path: Path, student: Path) -> None:
+    """Before anything is learnt a folder may be given other settings, and its paths would be the wrong ones."""
+    run_few_steps(config(student), tmp_path, quiet())
+    shutil.rmtree(tmp_path / "learn")  # as if it had been stopped between the two stages
+    run_few_steps(config(student, "seed=1"), tmp_path, quiet())
+    run_few_steps(config(student, "seed=1"), tmp_path / "fresh", quiet())
+    again, fresh = (Student.from_pretrained(out / "student").fingerprint for out in (tmp_path, tmp_path / "fresh"))
+    assert again == fresh
 
 
 def test_another_student_in_the_same_folder_is_refused(finished: Path, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """``few``: a student that needs many steps teaches itself to need few; no teacher and no clips are asked for."""
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from streamstill.codec.video import to_frames
 from streamstill.config import require_positive, write_json
@@ -112,12 +114,16 @@ def _prompts(config: FewSteps) -> list[str]:
 
 
 def _kept_paths(student: Student, prompts: list[str], config: FewSteps, kept: Path) -> Paths:
-    """Followed once: the file is whole or not there."""
+    """Followed once; a file of another student's paths, or of others, is not taken."""
     asked = prompts[: config.paths]
+    question = [student.fingerprint, config.steps, config.path_steps, config.seed, asked]
+    mark = hashlib.sha256(json.dumps(question).encode()).hexdigest()
     if kept.exists():
-        return Paths(load_file(kept)["points"], student.config.sampling.times(), tuple(asked))
+        with safe_open(kept, framework="pt") as file:
+            if (file.metadata() or {}).get("mark") == mark:
+                return Paths(file.get_tensor("points"), student.config.sampling.times(), tuple(asked))
     paths = own_paths(student.eval(), asked, steps=config.path_steps, seed=config.seed)
-    write_tensors(kept, {"points": paths.points_BJFCHW})
+    write_tensors(kept, {"points": paths.points_BJFCHW}, {"mark": mark})
     return paths
 
 

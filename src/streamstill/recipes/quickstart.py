@@ -138,8 +138,8 @@ def run_quickstart(config: Quickstart, out: Path, console: Console) -> Scores:
     return scores
 
 
-def gathered(config: Quickstart, base: Student, run: RunFolder, console: Console) -> Warmed:
-    """The first stage, and a copy of the base that has not learnt yet beside a discriminator that has not either."""
+def warm_up(config: Quickstart, base: Student, run: RunFolder, console: Console) -> Warmed:
+    """The first two stages; what the folder has already is taken from there."""
     with run.stage("collect") as folder:
         console.rule("collect: the black-box teacher answers", align="left")
         requests = [*taught(config), *watched(config)]
@@ -148,12 +148,7 @@ def gathered(config: Quickstart, base: Student, run: RunFolder, console: Console
     examples, others = clips[: -config.watched_prompts], clips[-config.watched_prompts :]
     group = PromptGroup(others.latents_BFCHW[:, None], others.prompts)
     discriminator = build_discriminator(config.discriminator, codec=base.codec, seed=config.seed)
-    return Warmed(base.resized(config.geometry), discriminator, examples, group)
-
-
-def warm_up(config: Quickstart, base: Student, run: RunFolder, console: Console) -> Warmed:
-    """The first two stages; what the folder has already is taken from there."""
-    warmed = gathered(config, base, run, console)
+    warmed = Warmed(base.resized(config.geometry), discriminator, examples, group)
     with run.stage("warm") as folder:
         console.rule("warm: flow matching on the teacher's clips, the discriminator learns", align="left")
         _warm(warmed, config, folder, console)

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from streamstill.teachers.homework import Homework, HomeworkStore
-from streamstill.training.batches import Examples
+from streamstill.training.batches import Examples, turns_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +110,5 @@ def _turns(count: int, *, batch: int, seed: int) -> Callable[[int], list[tuple[i
     if count < 1 or batch < 1:
         raise ValueError(f"a batch of {batch} cannot be drawn from {count} clips of homework; collect some first")
 
-    @lru_cache(maxsize=2)  # a batch may straddle two epochs
-    def order(epoch: int) -> list[int]:
-        return [int(row) for row in np.random.default_rng([seed, epoch]).permutation(count)]
-
-    def turn(step: int) -> list[tuple[int, int]]:
-        places = (divmod(step * batch + place, count) for place in range(batch))
-        return [(order(epoch)[place], epoch) for epoch, place in places]
-
-    return turn
+    rows_at = turns_of(count, batch=batch, seed=seed)
+    return lambda step: [(row, (step * batch + place) // count) for place, row in enumerate(rows_at(step))]

@@ -2,8 +2,8 @@
 
 With them ``OdeRegression`` makes a few-step student out of a many-step one, and nothing else is needed: no teacher, no
 clips. Unlike the paths of a bidirectional teacher they are causal, so a student that sees the past alone can follow
-them to their ends (Zhu et al. 2026, arXiv 2602.02214, on an autoregressive teacher for this start). S2DiT says nothing
-of an initialisation; this one is our choice.
+them to their ends; Causal Forcing (arXiv 2602.02214) takes an autoregressive teacher for the same reason. S2DiT says
+nothing of an initialisation; this one is our choice.
 """
 
 from collections.abc import Callable, Sequence
