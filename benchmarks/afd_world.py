@@ -46,7 +46,15 @@ from streamstill.training.optim import OptimConfig
 from streamstill.types import Clip, ClipRequest
 from streamstill.worlds import World
 
-SHOWN = ("physics_error", "dynamic_degree", "prompt_obedience", "permanence", "sharpness", *AGAINST_TEACHER)
+SHOWN = (
+    "physics_error",
+    "dynamic_degree",
+    "prompt_obedience",
+    "permanence",
+    "size_error",
+    "sharpness",
+    *AGAINST_TEACHER,
+)
 JUDGED = ("afd", "gan", "reward-weighted")  # methods that ask a discriminator
 
 
