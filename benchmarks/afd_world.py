@@ -73,7 +73,7 @@ def methods_of(corner: str) -> Methods:
     """The numbers of the comparison: AFD's are the quickstart's, in the open corner for few steps; all rates fall."""
     plain, afd = Methods(prompts_per_update=4), Quickstart().afd
     if corner == "open":
-        afd = replace(afd, spare_first_chunk=True)
+        afd = replace(afd, spare_first_chunk=True, adversary=replace(afd.adversary, steps_per_turn=2))
     few = replace(SEEN, rollouts_per_prompt=2)
     return replace(
         plain,

@@ -75,7 +75,7 @@ class Quickstart:
     afd: AfdConfig = field(
         default_factory=lambda: AfdConfig(
             optim=OptimConfig(lr=1e-3, warmup_steps=10, decay="cosine", final_fraction=0.1),
-            adversary=replace(SEEN, rollouts_per_prompt=8, looks=3, ema_decay=0.9, steps_per_turn=2),
+            adversary=replace(SEEN, rollouts_per_prompt=8, looks=3, ema_decay=0.9),
             ema_decay=0.9,
             self_normalise=True,
         )
