@@ -79,9 +79,13 @@ def test_another_student_in_the_same_folder_is_refused(finished: Path, tmp_path:
         run_few_steps(config(other), finished, quiet())
 
 
-def test_steps_that_the_paths_do_not_pass_are_refused(tmp_path: Path, student: Path) -> None:
-    with pytest.raises(ValueError, match="paths of 3 steps do not pass the times of a student with 2"):
-        run_few_steps(config(student, "steps=2"), tmp_path / "run", quiet())
+def test_steps_that_the_paths_do_not_pass_are_refused_before_anything_is_written(
+    tmp_path: Path, student: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    words = [word for change in (*SETTINGS, f"student={student}", "steps=2") for word in ("--set", change)]
+    assert streamstill(monkeypatch, "distill", "few", "--out", tmp_path / "run", *words) == 1
+    assert "paths of 3 steps do not pass the times of a student with 2; use a multiple" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("field", ["steps", "paths", "updates", "batch"])

@@ -24,7 +24,7 @@ from streamstill.tensor_file import write_tensors
 from streamstill.training.homework_batches import Paths
 from streamstill.training.objectives.initialisation import OdeRegression, OdeRegressionConfig
 from streamstill.training.optim import OptimConfig
-from streamstill.training.own_paths import own_path_batches, own_paths
+from streamstill.training.own_paths import own_path_batches, own_paths, require_passed
 from streamstill.training.trainer import TrainerConfig
 from streamstill.types import Clip
 
@@ -53,13 +53,14 @@ class FewSteps:
 
     def __post_init__(self) -> None:
         require_positive(self, "steps", "path_steps", "paths", "updates", "batch", "compared_paths")
+        require_passed(self.path_steps, kept=self.steps)
 
 
 def run_few_steps(config: FewSteps, out: Path, console: Console) -> Student:
     """Follow the student's paths, learn where they end, compare; returns the student and saves it in ``out/student``.
 
     Raises:
-        ValueError: no student in the folder, or a number of steps that its paths do not pass.
+        ValueError: no student in the folder.
     """
     many = Student.from_pretrained(config.student) if config.student else shipped_base()
     prompts = _prompts(config)

@@ -34,16 +34,25 @@ def own_paths(student: Student, prompts: Sequence[str], *, steps: int, seed: int
     few = student.config.sampling
     if not prompts:
         raise ValueError("paths are made for prompts and none was given; give at least one")
-    if steps <= few.steps or steps % few.steps:
-        raise ValueError(
-            f"paths of {steps} steps do not pass the times of a student with {few.steps}; "
-            f"use a multiple, for example {4 * few.steps}"
-        )
+    require_passed(steps, kept=few.steps)
     generator = torch.Generator().manual_seed(seed)
     fine = Sampling(steps=steps, shift=few.shift)
     parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
     points = [_followed(student, part, fine, keep_every=steps // few.steps, generator=generator) for part in parts]
     return Paths(torch.cat(points), few.times(), tuple(prompts))
+
+
+def require_passed(steps: int, *, kept: int) -> None:
+    """Refuse paths that do not pass the times of a student with ``kept`` steps.
+
+    Raises:
+        ValueError: ``steps`` is no multiple of ``kept``, or not more.
+    """
+    if steps <= kept or steps % kept:
+        raise ValueError(
+            f"paths of {steps} steps do not pass the times of a student with {kept}; "
+            f"use a multiple, for example {4 * kept}"
+        )
 
 
 def own_path_batches(paths: Paths, *, batch: int, seed: int) -> Callable[[int], Paths]:
