@@ -44,7 +44,7 @@ def stream(run: Run, student: Path, *flags: object) -> Ended:
     [
         (
             ("quickstrat",),
-            "unknown recipe 'quickstrat': choose one of quickstart, folder, base, kd; did you mean 'quickstart'?",
+            "unknown recipe 'quickstrat': choose one of quickstart, folder, base, kd, few; did you mean 'quickstart'?",
         ),
         (("xyz",), "unknown recipe 'xyz': choose one of quickstart, folder, base, kd"),
         (("folder",), "the recipe folder needs --clips DIR, a folder of videos with captions.jsonl"),
