@@ -4,20 +4,19 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from rich.console import Console
 from safetensors import safe_open
 
-from streamstill.codec.video import to_frames
 from streamstill.config import require_positive, write_json
 from streamstill.metrics import sharpness
 from streamstill.recipes.base import world_prompts
 from streamstill.recipes.quickstart import shipped_base
 from streamstill.recipes.run_folder import RunFolder
-from streamstill.recipes.stages import averaged, train
+from streamstill.recipes.stages import averaged, shown, students_latents, train
 from streamstill.report.comparison import environment
-from streamstill.streaming.rollout import rollout
 from streamstill.student.student import Student
 from streamstill.teachers.prompts import read_prompts
 from streamstill.tensor_file import write_tensors
@@ -26,7 +25,6 @@ from streamstill.training.objectives.initialisation import OdeRegression, OdeReg
 from streamstill.training.optim import OptimConfig
 from streamstill.training.own_paths import own_path_batches, own_paths, require_passed
 from streamstill.training.trainer import TrainerConfig
-from streamstill.types import Clip
 
 WAYS = ("many steps", "few steps before", "few steps after")
 
@@ -97,10 +95,10 @@ def compared(many: Student, student: Student, prompts: list[str], config: FewSte
     ``distance`` is the root of the mean squared difference of the clean latents.
     """
     askable = (many.with_steps(config.path_steps), many.with_steps(config.steps), student)
-    made = {way: _answers(one, prompts, seed=config.seed + 1) for way, one in zip(WAYS, askable, strict=True)}
+    made = {way: _answers(one, prompts, config) for way, one in zip(WAYS, askable, strict=True)}
     ends = made[WAYS[0]]
     return {
-        way: {"distance": float((clean - ends).square().mean().sqrt()), "sharpness": _sharpness(many, clean)}
+        way: {"distance": float((clean - ends).square().mean().sqrt()), "sharpness": _sharpness(many, clean, prompts)}
         for way, clean in made.items()
     }
 
@@ -128,20 +126,10 @@ def _kept_paths(student: Student, prompts: list[str], config: FewSteps, kept: Pa
     return paths
 
 
-@torch.inference_mode()
-def _answers(student: Student, prompts: list[str], *, seed: int) -> torch.Tensor:
-    return rollout(
-        student.eval().network,
-        student.encode_prompts(prompts),
-        frames=student.latent_shape[0],
-        latent_shape=student.latent_shape[1:],
-        sampling=student.config.sampling,
-        generator=torch.Generator().manual_seed(seed),
-    )
+def _answers(student: Student, prompts: list[str], config: FewSteps) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(config.seed + 1)  # the paths that were learned from had the seed itself
+    return students_latents(student.eval(), prompts, generator=generator)
 
 
-def _sharpness(student: Student, clean_BFCHW: torch.Tensor) -> float:
-    pixels_BFCHW, _ = student.codec.decode(clean_BFCHW)
-    fps = student.config.geometry.fps
-    values = [sharpness(Clip(frames_FCHW=to_frames(one), fps=fps, provenance={})) for one in pixels_BFCHW]
-    return sum(values) / len(values)
+def _sharpness(student: Student, clean_BFCHW: torch.Tensor, prompts: list[str]) -> float:
+    return fmean(sharpness(clip) for clip in shown(student, clean_BFCHW, prompts))

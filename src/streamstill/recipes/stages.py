@@ -100,25 +100,35 @@ def train(
 
 def students_clips(student: Student, requests: Sequence[ClipRequest], *, seed: int) -> list[Clip]:
     """The student's answers to the requests' prompts, in its own size; the same seed gives the same noise."""
-    geometry, clips = student.config.geometry, []
-    generator = torch.Generator().manual_seed(seed)
+    clips, generator = [], torch.Generator().manual_seed(seed)
     for start in range(0, len(requests), BATCH):
         prompts = [request.prompt for request in requests[start : start + BATCH]]
-        with torch.inference_mode():
-            latents = rollout(
-                student.network,
-                student.encode_prompts(prompts),
-                frames=student.latent_shape[0],
-                latent_shape=student.latent_shape[1:],
-                sampling=student.config.sampling,
-                generator=generator,
-            )
-            pixels, _ = student.codec.decode(latents)
-        clips += [
-            Clip(frames_FCHW=to_frames(one), fps=geometry.fps, provenance={"prompt": p})
-            for one, p in zip(pixels, prompts, strict=True)
-        ]
+        clips += shown(student, students_latents(student, prompts, generator=generator), prompts)
     return clips
+
+
+@torch.inference_mode()
+def students_latents(student: Student, prompts: Sequence[str], *, generator: torch.Generator) -> torch.Tensor:
+    """``clean_BFCHW``: the student's answers to the prompts before they are decoded."""
+    return rollout(
+        student.network,
+        student.encode_prompts(prompts),
+        frames=student.latent_shape[0],
+        latent_shape=student.latent_shape[1:],
+        sampling=student.config.sampling,
+        generator=generator,
+    )
+
+
+@torch.inference_mode()
+def shown(student: Student, clean_BFCHW: torch.Tensor, prompts: Sequence[str]) -> list[Clip]:
+    """Latents of the student, one clip for each prompt, decoded."""
+    pixels_BFCHW, _ = student.codec.decode(clean_BFCHW)
+    fps = student.config.geometry.fps
+    return [
+        Clip(frames_FCHW=to_frames(one), fps=fps, provenance={"prompt": prompt})
+        for one, prompt in zip(pixels_BFCHW, prompts, strict=True)
+    ]
 
 
 def settle(trainer: Trainer[Any, Any, Any], objective: AdversarialFlowDistillation) -> None:
