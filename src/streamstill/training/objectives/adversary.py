@@ -19,6 +19,7 @@ from streamstill.training.discriminators.discriminator import ChunkDiscriminator
 from streamstill.training.discriminators.losses import bradley_terry_loss, gan_loss, gradient_penalty, nearby
 from streamstill.training.objectives.objective import Loss, Player
 from streamstill.training.optim import OptimConfig
+from streamstill.training.replay import ReplayBuffer
 
 _LOSSES = {"bradley_terry": bradley_terry_loss, "gan": gan_loss}
 
@@ -39,6 +40,7 @@ class AdversaryConfig:
     penalty_distance: float = 0.01  # of the finite differences, in the units of what is seen
     ema_decay: float | None = None  # set: rollouts are scored by averaged weights, which follow once a turn
     looks: int = 1  # a score is the mean over so many looks, each with a noise of its own
+    replay: int = 0  # pairs of the last turns that the discriminator draws its own from; 0: this turn's alone
     micro_batch: int | None = None  # clips that are judged at once; None: all
 
     def __post_init__(self) -> None:
@@ -56,6 +58,8 @@ class AdversaryConfig:
             )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), or be None for no average, got {self.ema_decay}")
+        if self.replay < 0:
+            raise ValueError(f"replay is a number of pairs, got {self.replay}; 0 remembers none")
         require_positive(self, "looks", *(() if self.micro_batch is None else ("micro_batch",)))
 
 
@@ -101,6 +105,8 @@ class Adversary:
         self.sees = sees(discriminator)
         self.per_chunk = bool(getattr(discriminator, "per_chunk", False))
         self.average = None if config.ema_decay is None else Average(discriminator, config.ema_decay)
+        self.replay = ReplayBuffer(config.replay, student.latent_shape) if config.replay else None
+        self._remembered: Round | None = None  # the turn that was put into the buffer last
         if self.sees == "latents" and config.augmentation != NOTHING:
             raise ValueError(
                 f"{type(discriminator).__name__} sees latents, and {config.augmentation} is for pixels; "
@@ -127,20 +133,20 @@ class Adversary:
 
     @property
     def memory(self) -> Mapping[str, nn.Module]:
-        """The averaged weights, where they are kept; else nothing but the player itself must survive."""
-        return {} if self.average is None else {"judge": self.average}
+        """The averaged weights and the remembered pairs, where there are any."""
+        kept = {"judge": self.average, "replay": self.replay}
+        return {name: module for name, module in kept.items() if module is not None}
 
     def begin(self, batch: PromptGroup, step: int, generator: torch.Generator) -> Round:
         """Rollouts of the student as it is."""
         return self.roll_out(self.student.network, batch, generator)
 
     def micro_batches(self, player: str, turn: Round, generator: torch.Generator) -> Sequence[Comparison]:
-        """As many pairs as rollouts; the teacher's answers are dealt out evenly within their prompt."""
-        count = turn.rollouts_PKFCHW.shape[1]
-        teacher, student = turn.group.dealt(count, generator), turn.rollouts_PKFCHW.flatten(0, 1)
+        """As many pairs as rollouts, or as the replay buffer has by now."""
+        teacher, student, prompts = self._pairs(turn, generator)
         return [
-            self._compared(teacher[rows], student[rows], turn.prompts[rows], generator)
-            for rows in self._pieces(len(turn.prompts))
+            self._compared(teacher[rows], student[rows], prompts[rows], generator)
+            for rows in self._pieces(len(prompts))
         ]
 
     def loss(self, player: str, micro: Comparison) -> Loss:
@@ -226,6 +232,17 @@ class Adversary:
         if not config.blinded:
             return pixels
         return config.blindfold(config.augmentation(pixels, codec, generator), generator)
+
+    def _pairs(self, turn: Round, generator: torch.Generator) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """Teacher, student, prompts; a prompt's answers are dealt out evenly to its rollouts."""
+        student, prompts = turn.rollouts_PKFCHW.flatten(0, 1), turn.prompts
+        if self.replay is None:
+            return turn.group.dealt(turn.rollouts_PKFCHW.shape[1], generator), student, prompts
+        if turn is not self._remembered:
+            self.replay.add(turn.group.dealt(turn.rollouts_PKFCHW.shape[1], generator), student, prompts)
+            self._remembered = turn
+        teacher, others, asked = self.replay.drawn(len(prompts), generator)
+        return teacher.to(student), others.to(student), asked
 
     def _compared(
         self, teacher: Tensor, student: Tensor, prompts: tuple[str, ...], generator: torch.Generator
