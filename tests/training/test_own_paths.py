@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from streamstill.flow.times import Sampling
-from streamstill.streaming.rollout import rollout
+from streamstill.streaming.rollout import CLIPS_AT_ONCE, rollout
 from streamstill.student.student import Student
 from streamstill.testing import tiny_student
 from streamstill.training.objectives.initialisation import OdeRegression, OdeRegressionConfig
 from streamstill.training.optim import OptimConfig
-from streamstill.training.own_paths import BATCH, own_path_batches, own_paths
+from streamstill.training.own_paths import own_path_batches, own_paths
 from streamstill.training.trainer import Trainer, TrainerConfig
 from tests.training.clips import PROMPTS
 
@@ -59,11 +59,11 @@ def test_a_kept_point_is_the_rollouts_own_at_that_time() -> None:
 
 def test_more_paths_than_fit_a_batch_are_made_in_order() -> None:
     student = tiny_student().with_steps(1).eval()
-    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(BATCH + 3)]
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(CLIPS_AT_ONCE + 3)]
     paths = own_paths(student, prompts, steps=2, seed=0)
     assert paths.prompts == tuple(prompts)
-    assert len(paths.points_BJFCHW) == BATCH + 3
-    assert paths.points_BJFCHW.flatten(1).unique(dim=0).shape[0] == BATCH + 3
+    assert len(paths.points_BJFCHW) == CLIPS_AT_ONCE + 3
+    assert paths.points_BJFCHW.flatten(1).unique(dim=0).shape[0] == CLIPS_AT_ONCE + 3
 
 
 @pytest.mark.parametrize(("steps", "kept"), [(4, 4), (2, 4), (6, 4)])

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from streamstill.codec.video import to_frames
-from streamstill.streaming.rollout import rollout
+from streamstill.streaming.rollout import CLIPS_AT_ONCE, rollout
 from streamstill.student.student import Student
 from streamstill.teachers import CachedTeacher, ClipStore, Teacher, collect
 from streamstill.teachers.store import request_key
@@ -21,8 +21,6 @@ from streamstill.training.objectives.objective import Objective
 from streamstill.training.progress import progress_on
 from streamstill.training.trainer import Trainer, TrainerConfig
 from streamstill.types import Clip, ClipRequest
-
-BATCH = 64  # clips that are rolled out together
 
 
 def collect_clips(
@@ -101,8 +99,8 @@ def train(
 def students_clips(student: Student, requests: Sequence[ClipRequest], *, seed: int) -> list[Clip]:
     """The student's answers to the requests' prompts, in its own size; the same seed gives the same noise."""
     clips, generator = [], torch.Generator().manual_seed(seed)
-    for start in range(0, len(requests), BATCH):
-        prompts = [request.prompt for request in requests[start : start + BATCH]]
+    for start in range(0, len(requests), CLIPS_AT_ONCE):
+        prompts = [request.prompt for request in requests[start : start + CLIPS_AT_ONCE]]
         clips += shown(student, students_latents(student, prompts, generator=generator), prompts)
     return clips
 

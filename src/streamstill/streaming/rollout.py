@@ -11,6 +11,8 @@ from streamstill.flow.times import Sampling
 from streamstill.streaming.model import StreamingModel
 from streamstill.streaming.opening import frames_to_make, opening_chunks, placed_opening
 
+CLIPS_AT_ONCE = 64  # that are rolled out together where more are wanted
+
 SamplerFn = Callable[[VelocityFn, Tensor, Tensor, torch.Generator | None], Tensor]
 
 

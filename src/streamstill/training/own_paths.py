@@ -13,12 +13,10 @@ from torch import Tensor
 
 from streamstill.flow.samplers import VelocityFn, euler
 from streamstill.flow.times import Sampling
-from streamstill.streaming.rollout import rollout
+from streamstill.streaming.rollout import CLIPS_AT_ONCE, rollout
 from streamstill.student.student import Student
 from streamstill.training.batches import turns_of
 from streamstill.training.homework_batches import Paths
-
-BATCH = 64  # clips that are rolled out together
 
 
 def own_paths(student: Student, prompts: Sequence[str], *, steps: int, seed: int) -> Paths:
@@ -37,7 +35,7 @@ def own_paths(student: Student, prompts: Sequence[str], *, steps: int, seed: int
     require_passed(steps, kept=few.steps)
     generator = torch.Generator().manual_seed(seed)
     fine = Sampling(steps=steps, shift=few.shift)
-    parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
+    parts = [prompts[start : start + CLIPS_AT_ONCE] for start in range(0, len(prompts), CLIPS_AT_ONCE)]
     points = [_followed(student, part, fine, keep_every=steps // few.steps, generator=generator) for part in parts]
     return Paths(torch.cat(points), few.times(), tuple(prompts))
 
