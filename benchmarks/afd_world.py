@@ -40,9 +40,10 @@ from streamstill.tensor_file import write_tensors
 from streamstill.training.batches import prompt_batches
 from streamstill.training.discriminators.build import build_discriminator
 from streamstill.training.objectives.adversary import Adversary
-from streamstill.training.objectives.afd import advantages
+from streamstill.training.objectives.afd import AfdConfig, advantages
 from streamstill.training.objectives.score import StudentScore
 from streamstill.training.optim import OptimConfig
+from streamstill.training.policies import OldSchedule
 from streamstill.types import Clip, ClipRequest
 from streamstill.worlds import World
 
@@ -55,6 +56,7 @@ SHOWN = (
     "sharpness",
     *AGAINST_TEACHER,
 )
+PAIRS = 32  # that a discriminator learns from in a step of its warm-up, however few the prompts are
 JUDGED = ("afd", "gan", "reward-weighted")  # methods that ask a discriminator
 
 
@@ -70,10 +72,10 @@ def constant(score: Tensor) -> Tensor:
 
 
 def methods_of(corner: str) -> Methods:
-    """The numbers of the comparison: AFD's are the quickstart's, in the open corner for few steps; all rates fall."""
+    """The numbers of the comparison: AFD's are the quickstart's, slower to follow and with a replay; all rates fall."""
     plain, afd = Methods(prompts_per_update=4), Quickstart().afd
-    if corner == "open":
-        afd = replace(afd, spare_first_chunk=True, adversary=replace(afd.adversary, steps_per_turn=2))
+    adversary = replace(afd.adversary, steps_per_turn=2, replay=10 * PAIRS)
+    afd = replace(afd, adversary=adversary, old=OldSchedule(decay=0.9), spare_first_chunk=corner == "open")
     few = replace(SEEN, rollouts_per_prompt=2)
     return replace(
         plain,
@@ -136,6 +138,8 @@ VARIANTS: dict[str, Variant] = {
         lambda m: with_afd(replace(m, prompts_per_update=16), adversary={"rollouts_per_prompt": 2}),
         advantages,
     ),
+    "afd, quick to follow": ("afd", lambda m: with_afd(m, old=OldSchedule()), advantages),
+    "afd, no replay": ("afd", lambda m: with_afd(m, adversary={"replay": 0}), advantages),
     "afd, first chunk too": ("afd", lambda m: with_afd(m, spare_first_chunk=False), advantages),
     "afd, first chunk spared": ("afd", lambda m: with_afd(m, spare_first_chunk=True), advantages),
     "afd, not self-normalised": ("afd", lambda m: with_afd(m, self_normalise=False), advantages),
@@ -160,6 +164,7 @@ class Experiment:
         return Quickstart(
             actions=ACTIONS if asked.corner == "told" else OPEN,
             warm=Warmup(steps=asked.warm_steps, adversary_turns=1),
+            afd=AfdConfig(),  # not used here: what is kept outlives changes of AFD's numbers
             held_out_clips=asked.held_out,
             clips=asked.clips,
             seed=seed,
@@ -249,8 +254,10 @@ class Experiment:
             return judge
         prompts = min(config.warm.prompts, len(set(warmed.examples.prompts)))
         groups = prompt_batches(warmed.examples, prompts=prompts, answers=2, seed=seed)
-        adversary = Adversary(warmed.student, judge, replace(config.warm.adversary, steps_per_turn=1))
-        teach(Method(adversary, groups, judge), self.asked.judge_turns, seed=seed + 2, player="discriminator")
+        turns = self.asked.judge_turns
+        learn = replace(SEEN, steps_per_turn=12, rollouts_per_prompt=PAIRS // prompts, replay=PAIRS * turns)
+        adversary = Adversary(warmed.student, judge, learn)
+        teach(Method(adversary, groups, judge), turns, seed=seed + 2, player="discriminator")
         write_tensors(kept, judge.state_dict())
         return judge
 
@@ -350,7 +357,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--held-out", type=int, default=512)
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--warm-steps", type=int, default=600)
-    parser.add_argument("--judge-turns", type=int, default=60)
+    parser.add_argument("--judge-turns", type=int, default=12)
     parser.add_argument("--base-steps", type=int, default=3000, help="of full attention, from nothing")
     parser.add_argument("--corner", default="told", choices=["told", "open"], help="what happens is told, or left open")
     parser.add_argument("--open-steps", type=int, default=800, help="of the shipped base on the open corner's prompts")
