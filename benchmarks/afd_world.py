@@ -300,15 +300,17 @@ def print_table(out: Path) -> None:
     """Markdown: a row for each method, and how much of the gap from base to teacher it closes."""
     for kind, by in table(out).items():
         order = [name for name in ("teacher", "base", "warm", *VARIANTS) if name in by]
-        print(f"\n{kind}\n\n| method | seeds | updates | gap closed |" + "".join(f" {name} |" for name in SHOWN))
-        print("|---|---|---|---|" + "---|" * len(SHOWN))
+        head = "| method | seeds | updates | seconds | gap closed |"
+        print(f"\n{kind}\n\n{head}" + "".join(f" {name} |" for name in SHOWN))
+        print("|---|---|---|---|---|" + "---|" * len(SHOWN))
         for name in order:
             row, closed = by[name], ""
             if {"base", "teacher"} <= by.keys() and name not in ("base", "teacher"):
                 base, best = by["base"]["physics_error"].mean, by["teacher"]["physics_error"].mean
                 closed = f"{(base - row['physics_error'].mean) / (base - best):.0%}"
             cells = "".join(f" {_cell(row[metric])} |" for metric in SHOWN)
-            print(f"| {name} | {row['updates'].n} | {row['updates'].mean:.0f} | {closed} |{cells}")
+            spent = f"{row['updates'].mean:.0f} | {row['seconds'].mean:.0f}"
+            print(f"| {name} | {row['updates'].n} | {spent} | {closed} |{cells}")
         _draw(by, order, out / f"{kind}.png")
 
 

@@ -111,7 +111,7 @@ def test_an_alarm_says_what_was_seen_and_what_to_do() -> None:
     (alarm,) = alarms(history(BLURRED, {"sharpness": 7.25}), DEFAULT)
     assert str(alarm) == (
         "blur_drift after step 3: sharpness is 7.25, at the start it was 10, the teacher's is 10; lower `optim.lr`, "
-        "raise `adversary.rollouts_per_prompt`, or hold on to the start with `prior`"
+        "raise `adversary.rollouts_per_prompt`, raise `old.decay` to 0.9, or hold on to the start with `prior`"
     )
 
 

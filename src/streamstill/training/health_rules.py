@@ -168,7 +168,8 @@ RULES = (
     Rule(
         name="discriminator_stale",
         seen=discriminator_stale,
-        advice="raise `adversary.steps_per_turn` or `adversary.optim.lr`, or lower the student's `optim.lr`",
+        advice="raise `adversary.steps_per_turn`, with an `adversary.replay` of several turns' pairs, or "
+        "`adversary.optim.lr`, or lower the student's `optim.lr`",
     ),
     Rule(
         name="reward_hacking",
@@ -179,12 +180,13 @@ RULES = (
     Rule(
         name="blur_drift",
         seen=blur_drift,
-        advice="lower `optim.lr`, raise `adversary.rollouts_per_prompt`, or hold on to the start with `prior`",
+        advice="lower `optim.lr`, raise `adversary.rollouts_per_prompt`, raise `old.decay` to 0.9, "
+        "or hold on to the start with `prior`",
     ),
     Rule(
         name="motion_collapse",
         seen=motion_collapse,
-        advice="lower `optim.lr`, hold on to the start with `prior`, "
+        advice="raise `old.decay` to 0.9, lower `optim.lr`, hold on to the start with `prior`, "
         "or lower `adversary.blindfold.blur` so that the discriminator sees motion",
     ),
     Rule(
