@@ -19,7 +19,7 @@ main = script("afd_world")
 def keep(out: Path, method: str, seed: int, physics: list[float | None]) -> None:
     """What a run of a method leaves behind."""
     rows = [{**dict.fromkeys(METRICS, 1.0), "physics_error": value} for value in physics]
-    kept: dict[str, Any] = {"method": method, "seconds": 1.0, "updates": 4, "rows": rows}
+    kept: dict[str, Any] = {"method": method, "seconds": 30.0 + 10 * seed, "updates": 4, "rows": rows}
     kept["sets"] = dict.fromkeys(AGAINST_TEACHER, 0.5)
     path = out / "sandwich" / f"seed{seed}" / f"{method}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,8 +34,8 @@ def test_the_share_of_the_gap_is_that_of_the_means(tmp_path: Path, capsys: pytes
     main(["--out", str(tmp_path), "--table"])
     (rows,) = tables(capsys.readouterr().out)
     assert list(rows) == ["teacher", "base", "afd"]
-    seeds, updates, closed, physics = rows["afd"][:4]
-    assert (seeds, updates, closed) == ("2", "4", "50%")
+    seeds, updates, seconds, closed, physics = rows["afd"][:5]
+    assert (seeds, updates, seconds, closed) == ("2", "4", "35", "50%")
     mean, _, span = physics.partition(" ")
     low, high = (float(part) for part in span.strip("[]").split(", "))
     assert float(mean) == pytest.approx(1.0)
