@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from streamstill.testing import tiny_student
-from streamstill.training.batches import PromptGroup, prompt_batches
 from streamstill.training.discriminators.augmentation import Augmentation
 from streamstill.training.discriminators.blindfold import Blindfold
 from streamstill.training.discriminators.motion import ChunkMotionDiscriminator, MotionDiscriminator
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
 from streamstill.training.optim import OptimConfig
 from streamstill.training.trainer import Trainer, TrainerConfig
-from tests.training.clips import C, examples
+from tests.training.afd_parts import dice, group, weights
+from tests.training.clips import C
 
 OPEN_EYES = Blindfold(blur=1, stride=1, noise=0)
 CONFIG = AdversaryConfig(optim=OptimConfig(lr=1e-3), rollouts_per_prompt=4)
@@ -51,15 +51,6 @@ def latent_judge() -> MotionDiscriminator:
     return MotionDiscriminator(16, in_channels=C, sees="latents")
 
 
-def group(step: int = 0) -> PromptGroup:
-    """Two prompts with two of the teacher's answers each."""
-    return prompt_batches(examples(), prompts=2, answers=2, seed=0)(step)
-
-
-def dice(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def turn_of(objective: Adversary) -> Round:
     return objective.begin(group(), 0, dice())
 
@@ -67,10 +58,6 @@ def turn_of(objective: Adversary) -> Round:
 def mirror() -> Round:
     """A turn in which the student answers exactly what the teacher did."""
     return Round(group(), group().latents_PMFCHW)
-
-
-def weights(module: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten().clone() for parameter in module.parameters()])
 
 
 @pytest.mark.parametrize(

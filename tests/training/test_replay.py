@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from streamstill.testing import tiny_student
-from streamstill.training.batches import PromptGroup, prompt_batches
+from streamstill.training.batches import PromptGroup
 from streamstill.training.discriminators.motion import MotionDiscriminator
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
 from streamstill.training.replay import PROMPT_BYTES, ReplayBuffer
 from streamstill.training.trainer import Trainer, TrainerConfig
-from tests.training.clips import C, F, H, W, examples, latents
+from tests.training.afd_parts import dice, group
+from tests.training.clips import C, F, H, W, latents
 
 SHAPE = (2, 3, 4, 4)
 ROLLOUTS = 4  # for each of the two prompts of a turn
@@ -36,14 +37,6 @@ def held(buffer: ReplayBuffer) -> set[int]:
     assert list(prompts) == [f"clip {n}, žlutý kůň" for n in numbers]
     assert len(set(numbers)) == len(numbers) == len(buffer)
     return set(numbers)
-
-
-def dice(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def group(step: int = 0) -> PromptGroup:
-    return prompt_batches(examples(), prompts=2, answers=2, seed=0)(step)
 
 
 def adversary(replay: int, steps: int = 1) -> Adversary:

@@ -75,6 +75,11 @@ class Round:
         """The prompt of each rollout, in the order of the flattened rollouts."""
         return repeated(self.group.prompts, self.rollouts_PKFCHW.shape[1])
 
+    def pairs(self, generator: torch.Generator) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """Teacher, student, prompts: a pair for each rollout; a prompt's answers are dealt out evenly to its own."""
+        teacher_BFCHW = self.group.dealt(self.rollouts_PKFCHW.shape[1], generator)
+        return teacher_BFCHW, self.rollouts_PKFCHW.flatten(0, 1), self.prompts
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -234,15 +239,14 @@ class Adversary:
         return config.blindfold(config.augmentation(pixels, codec, generator), generator)
 
     def _pairs(self, turn: Round, generator: torch.Generator) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        """Teacher, student, prompts; a prompt's answers are dealt out evenly to its rollouts."""
-        student, prompts = turn.rollouts_PKFCHW.flatten(0, 1), turn.prompts
+        """The turn's own pairs, or as many that are remembered."""
         if self.replay is None:
-            return turn.group.dealt(turn.rollouts_PKFCHW.shape[1], generator), student, prompts
+            return turn.pairs(generator)
         if turn is not self._remembered:
-            self.replay.add(turn.group.dealt(turn.rollouts_PKFCHW.shape[1], generator), student, prompts)
+            self.replay.add(*turn.pairs(generator))
             self._remembered = turn
-        teacher, others, asked = self.replay.drawn(len(prompts), generator)
-        return teacher.to(student), others.to(student), asked
+        teacher, student, prompts = self.replay.drawn(len(turn.prompts), generator)
+        return teacher.to(turn.rollouts_PKFCHW), student.to(turn.rollouts_PKFCHW), prompts
 
     def _compared(
         self, teacher: Tensor, student: Tensor, prompts: tuple[str, ...], generator: torch.Generator
