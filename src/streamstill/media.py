@@ -91,7 +91,8 @@ def fit(clip: Clip, geometry: Geometry) -> Clip:
 def write_clip(path: Path, clip: Clip, *, lossless: bool = False) -> None:
     """Write an H.264 mp4, whole or not at all; ``lossless`` keeps every bit, at the price of size and of players.
 
-    Clips of odd height or width keep their size: they are written as yuv444p, which not every browser plays.
+    One clip is always the same file. Clips of odd height or width keep their size: they are written as yuv444p, which
+    not every browser plays.
     """
     if path.suffix != ".mp4":
         raise ValueError(f"clips are written as mp4, got the name {path.name!r}; let it end in .mp4")
@@ -99,7 +100,8 @@ def write_clip(path: Path, clip: Clip, *, lossless: bool = False) -> None:
     if lossless:
         codec, pixels, options = "libx264rgb", "rgb24", {"crf": "0", "preset": "veryfast"}
     else:
-        codec, pixels, options = "libx264", "yuv444p" if odd else "yuv420p", {"crf": "16"}
+        codec, pixels = "libx264", "yuv444p" if odd else "yuv420p"
+        options = {"crf": "16", "threads": "1"}  # several write another file now and then (docs/log.md)
     _whole(path, lambda partial: _encode(partial, clip, codec, pixels, options))
 
 

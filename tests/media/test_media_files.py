@@ -188,3 +188,12 @@ def test_the_real_clips_are_read_and_fitted(real_clips: Path, tmp_path: Path) ->
     write_strip(tmp_path / "strip.png", fitted, labels=[path.stem[-16:] for path in videos])
     with Image.open(tmp_path / "strip.png") as strip:
         assert strip.height > 7 * 96
+
+
+def test_a_clip_is_always_the_same_file(tmp_path: Path) -> None:
+    """x264 says in the file how it was asked: with several threads 2 of 500 files of one clip differed."""
+    files = [tmp_path / f"{number}.mp4" for number in range(3)]
+    for file in files:
+        write_clip(file, long_waves())
+    assert len({file.read_bytes() for file in files}) == 1
+    assert b" threads=1 " in files[0].read_bytes()

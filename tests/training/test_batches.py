@@ -18,6 +18,7 @@ from streamstill.training.batches import (
     encode_clips,
     example_batches,
     fresh_batches,
+    pieces,
     prompt_batches,
 )
 from streamstill.types import Clip, ClipRequest
@@ -41,6 +42,17 @@ def test_every_example_comes_once_before_any_comes_again(count: int, batch: int)
     seen = [prompt for step in range(4 * count) for prompt in batches(step).prompts]
     for epoch in range(len(seen) // count):
         assert sorted(seen[epoch * count : (epoch + 1) * count], key=int) == [str(row) for row in range(count)]
+
+
+@pytest.mark.parametrize(("count", "size", "sizes"), [(7, 3, [3, 3, 1]), (6, 3, [3, 3]), (2, 5, [2]), (0, 3, [])])
+def test_parts_are_all_of_it_in_order(count: int, size: int, sizes: list[int]) -> None:
+    rows = list(range(count))
+    parts = [rows[piece] for piece in pieces(count, size)]
+    assert [len(part) for part in parts] == sizes
+    assert [row for part in parts for row in part] == rows
+    split = numbered(count).split(size)
+    assert [part.prompts for part in split] == [tuple(str(row) for row in part) for part in parts]
+    assert all(part.latents_BFCHW.flatten().tolist() == rows for part, rows in zip(split, parts, strict=True))
 
 
 def test_the_order_differs_between_epochs_and_between_seeds() -> None:

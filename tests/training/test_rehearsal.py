@@ -4,13 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from streamstill.flow.path import velocity_between
 from streamstill.streaming.learning_rollout import learning_rollout
 from streamstill.testing import tiny_student
 from streamstill.training.batches import PromptGroup
-from streamstill.training.objectives.rehearsal import Rehearsal, RehearsalConfig, Take, velocity_error
+from streamstill.training.objectives.rehearsal import Rehearsal, RehearsalConfig, Take
 from tests.training.afd_parts import dice, group
 from tests.training.toys import PointStudent, StepwiseNetwork, point_batches
 
@@ -133,21 +131,6 @@ def test_configs_are_checked() -> None:
         RehearsalConfig(micro_batch=0)
     with pytest.raises(ValueError, match=r"unknown sampler 'eular'.*did you mean 'euler'"):
         RehearsalConfig(sampler="eular")  # type: ignore[arg-type]
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=dice(seed), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("axes", [1, 2])
-def test_the_velocity_error_is_known_for_a_known_mistake(axes: int) -> None:
-    """A velocity that is wrong by c everywhere errs by c^2, and below the full weight by (c t / t_full)^2."""
-    clean, noise = normal(3, 4, 2, seed=0).float(), normal(3, 4, 2, seed=1).float()
-    t = torch.tensor([0.05, 0.4, 1.0])
-    wrong = velocity_between(clean, noise) + torch.tensor([2.0, 3.0, 1.0])[:, None, None]
-    times = t if axes == 1 else t[:, None].expand(3, 4)
-    error_B = velocity_error(wrong, clean, noise, times, full_weight_from=0.2)
-    torch.testing.assert_close(error_B, torch.tensor([(2 * 0.25) ** 2, 9.0, 1.0]), rtol=1e-5, atol=1e-6)
 
 
 def test_the_dice_of_a_take_begin_again_each_time() -> None:

@@ -32,6 +32,10 @@ class Examples:
         chosen = range(len(self.prompts))[rows] if isinstance(rows, slice) else rows
         return Examples(self.latents_BFCHW[list(chosen)], tuple(self.prompts[row] for row in chosen))
 
+    def split(self, size: int) -> list["Examples"]:
+        """All examples in order, at most ``size`` in a part."""
+        return [self[rows] for rows in pieces(len(self.prompts), size)]
+
 
 class ExampleRows(Protocol):
     """Examples that are asked for by row: ``Examples``, which are in memory, or ``StoredExamples``, on disk."""
@@ -82,6 +86,11 @@ class PromptGroup:
 def repeated(prompts: Sequence[str], count: int) -> tuple[str, ...]:
     """Every prompt ``count`` times in a row, as the clips of a group lie when they are flattened."""
     return tuple(prompt for prompt in prompts for _ in range(count))
+
+
+def pieces(count: int, size: int) -> list[slice]:
+    """``count`` rows in order, at most ``size`` of them in a slice."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def encode_clip(clip: Clip, codec: VideoCodec, *, device: str = "cpu") -> Tensor:

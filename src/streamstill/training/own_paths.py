@@ -15,7 +15,7 @@ from streamstill.flow.samplers import VelocityFn, euler
 from streamstill.flow.times import Sampling
 from streamstill.streaming.rollout import CLIPS_AT_ONCE, rollout
 from streamstill.student.student import Student
-from streamstill.training.batches import turns_of
+from streamstill.training.batches import pieces, turns_of
 from streamstill.training.homework_batches import Paths
 
 
@@ -35,8 +35,10 @@ def own_paths(student: Student, prompts: Sequence[str], *, steps: int, seed: int
     require_passed(steps, kept=few.steps)
     generator = torch.Generator().manual_seed(seed)
     fine = Sampling(steps=steps, shift=few.shift)
-    parts = [prompts[start : start + CLIPS_AT_ONCE] for start in range(0, len(prompts), CLIPS_AT_ONCE)]
-    points = [_followed(student, part, fine, keep_every=steps // few.steps, generator=generator) for part in parts]
+    points = [
+        _followed(student, prompts[rows], fine, keep_every=steps // few.steps, generator=generator)
+        for rows in pieces(len(prompts), CLIPS_AT_ONCE)
+    ]
     return Paths(torch.cat(points), few.times(), tuple(prompts))
 
 

@@ -11,7 +11,7 @@ from streamstill.config import require_positive
 from streamstill.streaming.rollout import rollout
 from streamstill.student.network import Network
 from streamstill.student.student import Student
-from streamstill.training.batches import PromptGroup, repeated
+from streamstill.training.batches import PromptGroup, pieces, repeated
 from streamstill.training.discriminators.augmentation import NOTHING, Augmentation
 from streamstill.training.discriminators.average import Average
 from streamstill.training.discriminators.blindfold import Blindfold
@@ -278,8 +278,7 @@ class Adversary:
         return latents_BFCHW.shape[1] // self.student.network.chunk_frames if self.per_chunk else 1
 
     def _pieces(self, count: int) -> list[slice]:
-        size = self.config.micro_batch or count
-        return [slice(start, start + size) for start in range(0, count, size)]
+        return pieces(count, self.config.micro_batch or count)
 
 
 def _scores(judge: nn.Module, clips_BFCHW: Tensor, prompts: Sequence[str], chunks: int) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from streamstill.codec.learned import LearnedCodec
 from streamstill.config import require_positive
+from streamstill.training.batches import pieces
 from streamstill.training.crops import PixelClips
 from streamstill.training.objectives.objective import Loss, Player
 from streamstill.training.objectives.reconstruction import Reconstruction, ReconstructionConfig
@@ -75,8 +76,8 @@ class Autoencoding:
     def micro_batches(self, player: str, turn: tuple[PixelClips, int], generator: torch.Generator) -> Sequence[Shown]:
         """The batch in parts, each with its noise."""
         clips, step = turn
-        parts = range(0, len(clips.prompts), self.config.micro_batch)
-        return [self._shown(clips[i : i + self.config.micro_batch], step, generator) for i in parts]
+        rows = pieces(len(clips.prompts), self.config.micro_batch)
+        return [self._shown(clips[some], step, generator) for some in rows]
 
     def loss(self, player: str, micro: Shown) -> Loss:
         """Of the codec: its reconstruction and the size of its latents; also logs their standard deviation."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from streamstill.codec.light_decoder import LightCodec, LightDecoder
 from streamstill.codec.video import VideoCodec
 from streamstill.config import require_positive
-from streamstill.training.batches import Examples
+from streamstill.training.batches import Examples, pieces
 from streamstill.training.objectives.objective import Loss, Player
 from streamstill.training.objectives.reconstruction import Reconstruction, ReconstructionConfig
 from streamstill.training.optim import OptimConfig
@@ -85,11 +85,9 @@ class DecoderDistillation:
 
     def micro_batches(self, player: str, turn: Demonstration, generator: torch.Generator) -> Sequence[Demonstration]:
         """The demonstration in parts."""
-        size = self.config.micro_batch
-        parts = [slice(start, start + size) for start in range(0, len(turn.prompts), size)]
         return [
             Demonstration(turn.latents_BFCHW[rows], turn.pixels_BFCHW[rows], turn.prompts[rows], turn.step)
-            for rows in parts
+            for rows in pieces(len(turn.prompts), self.config.micro_batch)
         ]
 
     def loss(self, player: str, micro: Demonstration) -> Loss:

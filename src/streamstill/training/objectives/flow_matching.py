@@ -7,11 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from streamstill.config import require_positive
-from streamstill.flow.path import clean_from_velocity, expand_time, noised, velocity_between
+from streamstill.flow.path import noised
 from streamstill.flow.times import training_times
 from streamstill.student.student import Student
 from streamstill.training.batches import Examples
-from streamstill.training.objectives.objective import Loss, Player, require_full_weight_from
+from streamstill.training.objectives.objective import Loss, Player
+from streamstill.training.objectives.regression import (
+    require_dropout,
+    require_full_weight_from,
+    shown_text,
+    velocity_loss,
+)
 from streamstill.training.optim import OptimConfig
 
 
@@ -28,8 +34,7 @@ class FlowMatchingConfig:
     def __post_init__(self) -> None:
         require_positive(self, "micro_batch")
         require_full_weight_from(self.full_weight_from)
-        if not 0 <= self.prompt_dropout < 1:
-            raise ValueError(f"prompt_dropout is a share in [0, 1), got {self.prompt_dropout}; 0 hides no prompt")
+        require_dropout(self.prompt_dropout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,20 +73,17 @@ class FlowMatching:
 
     def micro_batches(self, player: str, turn: Examples, generator: torch.Generator) -> Sequence[NoisedExamples]:
         """The batch in parts, each with its noise and times."""
-        parts = [turn[i : i + self.config.micro_batch] for i in range(0, len(turn.prompts), self.config.micro_batch)]
-        return [self._noised(part, generator) for part in parts]
+        return [self._noised(part, generator) for part in turn.split(self.config.micro_batch)]
 
     def loss(self, player: str, micro: NoisedExamples) -> Loss:
         """Mean squared error of the velocity; also logs the error of the clean estimate."""
         clean, network = micro.examples.latents_BFCHW, self.student.network
         t_BF = micro.t_BK.repeat_interleave(network.chunk_frames, dim=1)
         x_t = noised(clean, micro.noise_BFCHW, t_BF)
-        text_BLD = self._text(micro)
+        text_BLD = shown_text(self.student, micro.examples.prompts, micro.hidden_B)
         velocity = network.velocity_in_context(x_t, micro.t_BK, text_BLD, context_BFCHW=clean)
-        error = velocity.float() - velocity_between(clean, micro.noise_BFCHW)
-        error = error * expand_time((t_BF / self.config.full_weight_from).clamp_max(1), error)
-        clean_error = clean_from_velocity(x_t, velocity.detach().float(), t_BF) - clean
-        return Loss(error.square().mean(), {"clean_mse": clean_error.square().mean()})
+        weight = self.config.full_weight_from
+        return velocity_loss(velocity, clean, micro.noise_BFCHW, t_BF, full_weight_from=weight)
 
     def end(self, turn: Examples, step: int) -> Mapping[str, float]:
         """Nothing to do after a step."""
@@ -97,11 +99,3 @@ class FlowMatching:
             hidden_B = torch.rand(batch, generator=generator) < self.config.prompt_dropout
             hidden_B = hidden_B.to(part.latents_BFCHW.device)
         return NoisedExamples(part, noise.to(part.latents_BFCHW), t_BK.to(part.latents_BFCHW.device), hidden_B)
-
-    def _text(self, micro: NoisedExamples) -> Tensor:
-        """``text_BLD`` of the prompts that are not hidden, and of no prompt where they are."""
-        text_BLD = self.student.encode_prompts(micro.examples.prompts)
-        if micro.hidden_B is None:
-            return text_BLD
-        nothing_BLD = self.student.encode_nothing(len(text_BLD))
-        return torch.where(micro.hidden_B[:, None, None], nothing_BLD, text_BLD)

@@ -13,8 +13,9 @@ from streamstill.flow.times import training_times
 from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
-from streamstill.training.objectives.objective import Loss, Player, require_full_weight_from
-from streamstill.training.objectives.rehearsal import Rehearsal, RehearsalConfig, Take, velocity_error
+from streamstill.training.objectives.objective import Loss, Player
+from streamstill.training.objectives.regression import require_full_weight_from, velocity_error
+from streamstill.training.objectives.rehearsal import Rehearsal, RehearsalConfig, Take
 from streamstill.training.optim import OptimConfig
 
 Kind: TypeAlias = Literal["bradley_terry", "gan"]

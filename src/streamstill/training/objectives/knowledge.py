@@ -17,7 +17,8 @@ from streamstill.flow.times import training_times
 from streamstill.student.network import Network
 from streamstill.student.student import Student
 from streamstill.training.homework_batches import Taught
-from streamstill.training.objectives.objective import Loss, Player, require_full_weight_from
+from streamstill.training.objectives.objective import Loss, Player
+from streamstill.training.objectives.regression import require_full_weight_from
 from streamstill.training.optim import OptimConfig
 
 Mode: TypeAlias = Literal["bidirectional", "causal"]

@@ -33,16 +33,6 @@ class Loss:
     metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
 
 
-def require_full_weight_from(time: float) -> None:
-    """For the ``__post_init__`` of a config: the time below which an error of the clean estimate weighs no more.
-
-    Raises:
-        ValueError: it is no time in (0, 1].
-    """
-    if not 0 < time <= 1:
-        raise ValueError(f"full_weight_from is a time in (0, 1], got {time}; the default is 0.05")
-
-
 class Objective(Protocol[BatchT, TurnT, MicroT]):
     """A method: who learns, and what each learner minimises.
 

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from streamstill.config import require_one_of, require_positive
-from streamstill.flow.path import expand_time, velocity_between
 from streamstill.flow.samplers import euler, few_step
 from streamstill.streaming.learning_rollout import RolloutPlan, draw_plan, learning_rollout
 from streamstill.student.student import Student
-from streamstill.training.batches import PromptGroup, repeated
+from streamstill.training.batches import PromptGroup, pieces, repeated
 from streamstill.training.objectives.adversary import Round
 
 SamplerName: TypeAlias = Literal["euler", "few_step"]
@@ -74,7 +73,7 @@ class Rehearsal:
         Raises:
             ValueError: the teacher's clips have another length than the student's.
         """
-        teacher, size = self._dealt(group, count, generator), self.config.micro_batch
+        teacher = self._dealt(group, count, generator)
         prompts = repeated(group.prompts, count)
         return [
             Take(
@@ -84,11 +83,11 @@ class Rehearsal:
                     steps=self.student.config.sampling.steps,
                     generator=generator,
                 ),
-                prompts=prompts[start : start + size],
-                teacher_BFCHW=None if teacher is None else teacher[start : start + size],
+                prompts=prompts[rows],
+                teacher_BFCHW=None if teacher is None else teacher[rows],
                 seed=int(torch.randint(2**62, (), generator=generator)),
             )
-            for start in range(0, len(prompts), size)
+            for rows in pieces(len(prompts), self.config.micro_batch)
         ]
 
     def perform(self, take: Take) -> Tensor:
@@ -132,13 +131,3 @@ class Rehearsal:
                 "encode clips of the student's geometry"
             )
         return group.dealt(count, generator)
-
-
-def velocity_error(velocity: Tensor, clean: Tensor, noise: Tensor, t: Tensor, *, full_weight_from: float) -> Tensor:
-    """``error_B``: mean squared error of a velocity on the path from clean to noise, at a time per clip or frame.
-
-    Times below ``full_weight_from`` weigh an error of the clean estimate as it does.
-    """
-    error = velocity.float() - velocity_between(clean, noise)
-    error = error * expand_time((t / full_weight_from).clamp_max(1), error)
-    return error.square().mean(tuple(range(1, error.ndim)))

@@ -15,8 +15,8 @@ from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
 from streamstill.training.objectives.afd import Trial, advantages, rewards
-from streamstill.training.objectives.objective import Loss, Player, require_full_weight_from
-from streamstill.training.objectives.rehearsal import velocity_error
+from streamstill.training.objectives.objective import Loss, Player
+from streamstill.training.objectives.regression import require_full_weight_from, velocity_error
 from streamstill.training.objectives.renoised import Renoised, renoised
 from streamstill.training.optim import OptimConfig
 

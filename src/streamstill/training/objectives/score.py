@@ -10,12 +10,17 @@ from torch import Tensor, nn
 
 from streamstill.config import require_positive
 from streamstill.flow.guidance import guided
-from streamstill.flow.path import clean_from_velocity, noised
+from streamstill.flow.path import noised
 from streamstill.flow.times import training_times
 from streamstill.student.student import Student
 from streamstill.training.batches import Examples
-from streamstill.training.objectives.objective import Loss, Player, require_full_weight_from
-from streamstill.training.objectives.rehearsal import velocity_error
+from streamstill.training.objectives.objective import Loss, Player
+from streamstill.training.objectives.regression import (
+    require_dropout,
+    require_full_weight_from,
+    shown_text,
+    velocity_loss,
+)
 from streamstill.training.optim import OptimConfig
 
 
@@ -123,8 +128,7 @@ class ScoreFitConfig:
     def __post_init__(self) -> None:
         require_positive(self, "micro_batch")
         require_full_weight_from(self.full_weight_from)
-        if not 0 <= self.prompt_dropout < 1:
-            raise ValueError(f"prompt_dropout is a share in [0, 1), got {self.prompt_dropout}; 0 hides no prompt")
+        require_dropout(self.prompt_dropout)
 
 
 class ScoreFit:
@@ -153,30 +157,20 @@ class ScoreFit:
 
     def micro_batches(self, player: str, turn: Examples, generator: torch.Generator) -> Sequence[NoisedClips]:
         """The batch in parts, noised."""
-        size, shift = self.config.micro_batch, self.student.config.sampling.shift
-        parts = [turn[start : start + size] for start in range(0, len(turn.prompts), size)]
+        shift = self.student.config.sampling.shift
         return [
             noised_clips(
                 part.latents_BFCHW, part.prompts, shift=shift, hidden=self.config.prompt_dropout, generator=generator
             )
-            for part in parts
+            for part in turn.split(self.config.micro_batch)
         ]
 
     def loss(self, player: str, micro: NoisedClips) -> Loss:
         """Mean squared error of the velocity; also logs the error of the clean estimate."""
-        text_BLD = self.student.encode_prompts(micro.prompts)
-        nothing_BLD = self.student.encode_nothing(len(text_BLD))
-        text_BLD = torch.where(micro.hidden_B[:, None, None], nothing_BLD, text_BLD)
+        text_BLD = shown_text(self.student, micro.prompts, micro.hidden_B)
         velocity = self.student.network.velocity_bidirectional(micro.x_t, micro.t_B, text_BLD)
-        error_B = velocity_error(
-            velocity,
-            micro.clean_BFCHW,
-            micro.noise_BFCHW,
-            micro.t_B,
-            full_weight_from=self.config.full_weight_from,
-        )
-        clean_error = clean_from_velocity(micro.x_t, velocity.detach().float(), micro.t_B) - micro.clean_BFCHW
-        return Loss(error_B.mean(), {"clean_mse": clean_error.square().mean()})
+        weight = self.config.full_weight_from
+        return velocity_loss(velocity, micro.clean_BFCHW, micro.noise_BFCHW, micro.t_B, full_weight_from=weight)
 
     def end(self, turn: Examples, step: int) -> Mapping[str, float]:
         """Nothing to do after a step."""

@@ -17,8 +17,9 @@ from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup
 from streamstill.training.objectives.adversary import Adversary, Comparison, Round
 from streamstill.training.objectives.gan import adversarial_loss
-from streamstill.training.objectives.objective import Loss, Player, require_full_weight_from
-from streamstill.training.objectives.rehearsal import Rehearsal, RehearsalConfig, Take, velocity_error
+from streamstill.training.objectives.objective import Loss, Player
+from streamstill.training.objectives.regression import require_full_weight_from, velocity_error
+from streamstill.training.objectives.rehearsal import Rehearsal, RehearsalConfig, Take
 from streamstill.training.objectives.score import FakeScore, NoisedClips, RealScore, StudentScore, noised_clips
 from streamstill.training.optim import OptimConfig
 
