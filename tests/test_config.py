@@ -251,3 +251,22 @@ def test_a_table_of_a_union_is_the_one_of_its_kind(shape: Circle | Square) -> No
     """Even where nothing but the kind is given."""
     assert from_dict(Drawing, {"shape": {"kind": shape.kind}}).shape.kind == shape.kind
     assert from_dict(Drawing, to_dict(Drawing(shape=shape))) == Drawing(shape=shape)
+
+
+def test_another_kind_brings_its_own_fields() -> None:
+    changed = with_overrides(Drawing(shape=Circle(radius=5.0)), ["shape.kind=square", "shape.side=3"])
+    assert changed == Drawing(shape=Square(side=3.0))
+    assert with_overrides(changed, ["shape.kind=circle"]) == Drawing(shape=Circle())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["shape.kind=oval"], r"shape\.kind must be one of \['circle', 'square'\], got 'oval'"),
+        (["shape.kind=[1]"], r"shape\.kind must be one of \['circle', 'square'\], got \[1\]"),
+        (["shape.kind=square", "shape.radius=1"], r"shape has no field 'radius'"),
+    ],
+)
+def test_a_kind_that_is_none_of_a_union_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        with_overrides(Drawing(), overrides)

@@ -37,6 +37,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
 def with_overrides(config: T, overrides: list[str]) -> T:
     """A copy of ``config`` in which dotted keys have new values: ``["afd.updates=4", "seed=1"]``.
 
+    The ``kind`` of a field that can be one of several tables chooses another, with its defaults.
+
     Raises:
         ValueError: an override is not ``key=value``, names an unknown field, or has a value of the wrong type.
     """
@@ -101,9 +103,14 @@ def _replace_at(config: Any, path: list[str], value: Any, where: str) -> Any:
     if name not in names:
         raise ValueError(f"{where or 'this recipe'} has no field {name!r}; its fields are {names}")
     here = f"{where}.{name}" if where else name
-    old = getattr(config, name)
+    old, hint = getattr(config, name), get_type_hints(type(config))[name]
+    kinds = _kinds(hint)
+    if rest == ["kind"] and kinds:  # another table altogether
+        if value not in kinds:
+            raise ValueError(f"{here}.kind must be one of {kinds}, got {value!r}")
+        rest, value = [], {"kind": value}
     if not rest:
-        return replace(config, **{name: _read(get_type_hints(type(config))[name], value, here)})
+        return replace(config, **{name: _read(hint, value, here)})
     if not is_dataclass(old):
         raise ValueError(f"{here} is a single value, it has no field {rest[0]!r}")
     return replace(config, **{name: _replace_at(old, rest, value, here)})
@@ -144,6 +151,13 @@ def _read_union(hint: Any, value: Any, where: str) -> Any:
         except ValueError:
             continue
     raise ValueError(f"{where} must be one of {[getattr(o, '__name__', str(o)) for o in options]}, got {value!r}")
+
+
+def _kinds(hint: Any) -> list[str]:
+    """What the tables of a union call themselves; nothing where there is no choice between tables."""
+    tables = [option for option in get_args(hint) if is_dataclass(option)]
+    kinds = [field.default for table in tables for field in fields(table) if field.name == "kind"]
+    return [kind for kind in kinds if isinstance(kind, str)] if len(tables) > 1 else []
 
 
 def _fit(table: Any, given: Mapping[str, Any]) -> tuple[bool, int, int]:
