@@ -1,11 +1,13 @@
 """The drift benchmark: windows are judged by themselves, and the real world does not drift."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from streamstill.recipes.quickstart import shipped_base
 from streamstill.teachers import WorldTeacher
 from streamstill.types import Clip, ClipRequest
 from streamstill.worlds import World
@@ -37,16 +39,34 @@ def test_a_body_that_vanishes_is_seen_to_vanish() -> None:
     assert np.isnan(second["mass"])
 
 
-def test_the_table_has_both_parties_and_the_world_stays_itself(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def drifted(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines of the table."""
     threads = torch.get_num_threads()
     try:
-        drift.main(["--times", "2", "--clips", "2", "--out", str(tmp_path / "drift.png")])
+        drift.main(words)
     finally:
         torch.set_num_threads(threads)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "| teacher |" in line]
-    visible, mass, *_ = lines
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+
+
+def test_the_table_has_every_student_and_the_world_stays_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped_base().save_pretrained(tmp_path / "same")
+    students = [f"first={tmp_path / 'same'}", str(tmp_path / "same")]
+    lines = drifted([*students, "--times", "2", "--clips", "2", "--out", str(tmp_path / "drift.png")], capsys)
+    visible, mass, *_ = [line for line in lines if "| world |" in line]
+    first, same = ([line.split("|")[3:] for line in lines if f"| {name} |" in line] for name in ("first", "same"))
+    assert first == same
+    assert len(first) == len(drift.METRICS)
     assert visible.split("|")[3].split()[0] == "1"
     assert float(mass.split("|")[4].split()[0]) == pytest.approx(1, abs=0.05)
     assert (tmp_path / "drift.png").stat().st_size > 1000
+
+
+def test_students_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    small = shipped_base()
+    small.save_pretrained(tmp_path / "small")
+    small.resized(replace(small.config.geometry, frames=32)).save_pretrained(tmp_path / "long")
+    with pytest.raises(SystemExit, match="of 2 sizes; compare those of one size"):
+        drift.main([str(tmp_path / "small"), str(tmp_path / "long"), "--out", str(tmp_path / "drift.png")])
