@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamstill.codec.counting import clip_latents, covering_latents, first_frames, latent_frames, pixel_frames
+from streamstill.codec.counting import (
+    clip_latents,
+    covering_latents,
+    first_frames,
+    latent_frames,
+    pixel_frames,
+    sizes_of,
+)
 from streamstill.codec.patch import PatchCodec
 from streamstill.codec.video import latent_shape
 from streamstill.types import Geometry
@@ -47,6 +54,12 @@ def test_a_codec_that_says_nothing_of_its_first_frame_makes_them_all_alike(geome
     codec = PatchCodec()
     assert first_frames(codec) == 2
     assert clip_latents(codec, geometry) == latent_shape(codec, geometry)
+
+
+def test_codecs_differ_in_size_by_channels_compression_and_first_frames() -> None:
+    assert sizes_of(WAN) == (16, (4, 8, 8), 1)
+    others = [Sizes((4, 8, 8), 4), Sizes((4, 16, 16), 1), Sizes((4, 8, 8), 1, latent_channels=48)]
+    assert all(sizes_of(other) != sizes_of(WAN) for other in others)
 
 
 @pytest.mark.parametrize(("frames", "said"), [(80, "use 77 or 81"), (82, "use 81 or 85"), (0, "use 1 or 5")])

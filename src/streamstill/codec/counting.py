@@ -30,6 +30,11 @@ def first_frames(codec: LatentSizes) -> int:
     return int(getattr(codec, "first_frames", codec.compression[0]))
 
 
+def sizes_of(codec: LatentSizes) -> tuple[int, tuple[int, ...], int]:
+    """Channels, compression, first frames: codecs in which these are equal can decode each other's latents."""
+    return codec.latent_channels, tuple(codec.compression), first_frames(codec)
+
+
 def pixel_frames(codec: LatentSizes, latent_frames: int) -> int:
     """Pixel frames of a video with this many latent frames, counted from its start."""
     return first_frames(codec) + codec.compression[0] * (latent_frames - 1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from streamstill.codec.build import codec_fingerprint
 from streamstill.codec.causal import CausalDecoder, CodecState, begin_linear, cells, require_shape
-from streamstill.codec.counting import LatentSizes, first_frames
+from streamstill.codec.counting import LatentSizes, first_frames, sizes_of
 from streamstill.codec.linear_start import moments, regression
 from streamstill.codec.module_folder import holds, read_module_config, read_weights, save_module
 from streamstill.codec.pretrained import frozen
@@ -140,7 +140,7 @@ class LightCodec:
 
     def __post_init__(self) -> None:
         of_full, config, name = LightDecoderConfig.of(self.full), self.light.config, type(self.full).__name__
-        given, made_for = _sizes(of_full), _sizes(config)
+        given, made_for = sizes_of(of_full), sizes_of(config)
         if given != made_for:
             raise ValueError(
                 f"this light decoder was made for latents of {made_for} (channels, compression, first frames), "
@@ -187,10 +187,6 @@ class LightCodec:
     def decode(self, latents_BFCHW: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """The light decoder's pixels."""
         return self.light.decode(latents_BFCHW, state)
-
-
-def _sizes(config: LightDecoderConfig) -> tuple[int, tuple[int, ...], int]:
-    return config.latent_channels, tuple(config.compression), config.first_frames
 
 
 def _fingerprint(codec: LatentSizes) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamstill.codec.counting import first_frames, pixel_frames
+from streamstill.codec.counting import pixel_frames, sizes_of
 from streamstill.codec.video import VideoCodec, to_frames, to_pixels
 from streamstill.flow.times import Sampling
 from streamstill.streaming.model import StreamingModel
@@ -146,14 +146,10 @@ class Session:
 
 
 def _fitting(codec: VideoCodec, own: VideoCodec) -> VideoCodec:
-    given, wanted = _sizes(codec), _sizes(own)
+    given, wanted = sizes_of(codec), sizes_of(own)
     if given != wanted:
         raise ValueError(
             f"the codec has latents of {given} (channels, compression, first frames) and the student's own of {wanted};"
             " give one that decodes the student's latents"
         )
     return codec
-
-
-def _sizes(codec: VideoCodec) -> tuple[int, tuple[int, ...], int]:
-    return codec.latent_channels, tuple(codec.compression), first_frames(codec)
