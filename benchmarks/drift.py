@@ -71,6 +71,8 @@ def main(words: list[str] | None = None) -> None:
     asked = parser.parse_args(words)
     torch.set_num_threads(1)
     students = dict(_named(word) for word in asked.students) or {"base": shipped_base()}
+    if len(students) < len(asked.students):
+        raise SystemExit(f"two of {asked.students} have one name; give each a name of its own, NAME=STUDENT")
     prompts = world_prompts(asked.clips, seed=11)
     sizes = {student.config.geometry for student in students.values()}
     if len(sizes) > 1:

@@ -70,3 +70,9 @@ def test_students_of_two_sizes_are_refused(tmp_path: Path) -> None:
     small.resized(replace(small.config.geometry, frames=32)).save_pretrained(tmp_path / "long")
     with pytest.raises(SystemExit, match="of 2 sizes; compare those of one size"):
         drift.main([str(tmp_path / "small"), str(tmp_path / "long"), "--out", str(tmp_path / "drift.png")])
+
+
+def test_students_of_one_name_are_refused(tmp_path: Path) -> None:
+    shipped_base().save_pretrained(tmp_path / "student")
+    with pytest.raises(SystemExit, match="have one name; give each a name of its own"):
+        drift.main([str(tmp_path / "student")] * 2)
