@@ -94,7 +94,7 @@ def _named(word: str) -> tuple[str, Student]:
     """``NAME=FOLDER``, or a folder, which is called by its own name."""
     name, separator, folder = word.partition("=")
     path = Path(folder if separator else word)
-    return (name if separator else path.name), Student.from_pretrained(path).eval()
+    return (name if separator else path.name), Student.from_pretrained(path)
 
 
 def _print(rows: dict[str, list[list[dict[str, float]]]], times: int) -> None:

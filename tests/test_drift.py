@@ -64,15 +64,15 @@ def test_the_table_has_every_student_and_the_world_stays_itself(
     assert (tmp_path / "drift.png").stat().st_size > 1000
 
 
-def test_students_of_two_sizes_are_refused(tmp_path: Path) -> None:
+def test_students_of_two_sizes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = shipped_base()
     small.save_pretrained(tmp_path / "small")
     small.resized(replace(small.config.geometry, frames=32)).save_pretrained(tmp_path / "long")
     with pytest.raises(SystemExit, match="of 2 sizes; compare those of one size"):
-        drift.main([str(tmp_path / "small"), str(tmp_path / "long"), "--out", str(tmp_path / "drift.png")])
+        drifted([str(tmp_path / "small"), str(tmp_path / "long"), "--out", str(tmp_path / "drift.png")], capsys)
 
 
-def test_students_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_students_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shipped_base().save_pretrained(tmp_path / "student")
     with pytest.raises(SystemExit, match="have one name; give each a name of its own"):
-        drift.main([str(tmp_path / "student")] * 2)
+        drifted([str(tmp_path / "student")] * 2, capsys)

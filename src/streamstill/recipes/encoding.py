@@ -11,7 +11,7 @@ from streamstill.codec.text_cache import CachedText
 from streamstill.codec.video import VideoCodec
 from streamstill.teachers import ClipStore, Entry
 from streamstill.teachers.encoded import Encoded, EncodedStore, KeptDtype, encoded_key
-from streamstill.training.batches import encode_clip
+from streamstill.training.batches import encode_clip, pieces
 from streamstill.types import Clip, Geometry
 
 _COMMIT = 16  # clips that are written together; whatever ends a run loses no more of them
@@ -84,5 +84,5 @@ def _encoded(answers: Iterable[tuple[Entry, Clip]], codec: VideoCodec, device: s
 def _embed(text: CachedText, prompts: Sequence[str], folder: Path) -> None:
     text.keep_in(folder)
     text.encode_nothing(1)
-    for start in range(0, len(prompts), _COMMIT):
-        text.encode(prompts[start : start + _COMMIT])
+    for rows in pieces(len(prompts), _COMMIT):
+        text.encode(prompts[rows])

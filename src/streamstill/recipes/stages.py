@@ -14,6 +14,7 @@ from streamstill.streaming.rollout import CLIPS_AT_ONCE, rollout
 from streamstill.student.student import Student
 from streamstill.teachers import CachedTeacher, ClipStore, Teacher, collect
 from streamstill.teachers.store import request_key
+from streamstill.training.batches import pieces
 from streamstill.training.health import Checkup, HealthMonitor
 from streamstill.training.metric_log import MetricLog, Tracker
 from streamstill.training.objectives.afd import AdversarialFlowDistillation
@@ -99,8 +100,8 @@ def train(
 def students_clips(student: Student, requests: Sequence[ClipRequest], *, seed: int) -> list[Clip]:
     """The student's answers to the requests' prompts, in its own size; the same seed gives the same noise."""
     clips, generator = [], torch.Generator().manual_seed(seed)
-    for start in range(0, len(requests), CLIPS_AT_ONCE):
-        prompts = [request.prompt for request in requests[start : start + CLIPS_AT_ONCE]]
+    for rows in pieces(len(requests), CLIPS_AT_ONCE):
+        prompts = [request.prompt for request in requests[rows]]
         clips += shown(student, students_latents(student, prompts, generator=generator), prompts)
     return clips
 

@@ -16,7 +16,7 @@ from streamstill.flow.path import clean_from_velocity, expand_time, noised
 from streamstill.flow.times import sampler_times
 from streamstill.student.network import Network
 from streamstill.student.student import Student
-from streamstill.training.batches import Examples
+from streamstill.training.batches import Examples, pieces
 from streamstill.training.homework_batches import Paths
 from streamstill.training.objectives.knowledge import MODES, Mode, velocity_in
 from streamstill.training.objectives.objective import Loss, Player
@@ -72,8 +72,8 @@ class OdeRegression:
 
     def micro_batches(self, player: str, turn: Paths, generator: torch.Generator) -> Sequence[PathPoints]:
         """The batch in parts, every chunk at one of the times before the last."""
-        count, size = len(turn.prompts), self.config.micro_batch
-        return [self._drawn(turn[start : start + size], generator) for start in range(0, count, size)]
+        parts = pieces(len(turn.prompts), self.config.micro_batch)
+        return [self._drawn(turn[rows], generator) for rows in parts]
 
     def loss(self, player: str, micro: PathPoints) -> Loss:
         """Mean squared error of the clean estimate."""
@@ -155,8 +155,7 @@ class ConsistencyDistillation:
 
     def micro_batches(self, player: str, turn: Examples, generator: torch.Generator) -> Sequence[Neighbours]:
         """The batch in parts, every chunk noised to one of the levels."""
-        count, size = len(turn.prompts), self.config.micro_batch
-        return [self._noised(turn[start : start + size], generator) for start in range(0, count, size)]
+        return [self._noised(part, generator) for part in turn.split(self.config.micro_batch)]
 
     def loss(self, player: str, micro: Neighbours) -> Loss:
         """Mean squared difference of the two clean estimates."""

@@ -16,6 +16,7 @@ from streamstill.flow.path import expand_time, noised, velocity_between
 from streamstill.flow.times import training_times
 from streamstill.student.network import Network
 from streamstill.student.student import Student
+from streamstill.training.batches import pieces
 from streamstill.training.homework_batches import Taught
 from streamstill.training.objectives.objective import Loss, Player
 from streamstill.training.objectives.regression import require_full_weight_from
@@ -112,8 +113,8 @@ class KnowledgeDistillation:
 
     def micro_batches(self, player: str, turn: Taught, generator: torch.Generator) -> Sequence[NoisedHomework]:
         """The batch in parts, each with fresh noise and times."""
-        count, size = len(turn.examples.prompts), self.config.micro_batch
-        return [self._noised(turn[start : start + size], generator) for start in range(0, count, size)]
+        parts = pieces(len(turn.examples.prompts), self.config.micro_batch)
+        return [self._noised(turn[rows], generator) for rows in parts]
 
     def loss(self, player: str, micro: NoisedHomework) -> Loss:
         """The weighted sum; also logs ``flow`` and ``kd``, the two errors before their weights."""
