@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from streamstill.metrics import (
     Interval,
     background_flicker,
+    brightness,
+    colorfulness,
     flicker,
     frechet_distance,
     interval,
+    interval_if_any,
     interval_over_seeds,
     psnr,
     set_interval,
@@ -52,6 +55,24 @@ def test_blur_lowers_sharpness() -> None:
 def test_sharpness_of_a_ramp_is_its_slope() -> None:
     ramp = np.broadcast_to(np.arange(16) * 10, (2, 3, 16, 16))
     assert sharpness(clip(ramp)) == pytest.approx(10)
+
+
+def test_brightness_is_the_mean_and_grey_has_no_colour() -> None:
+    grey = clip(np.full((2, 3, 4, 4), 90))
+    assert brightness(grey) == 90
+    assert colorfulness(grey) == 0
+
+
+def test_colorfulness_of_one_colour_is_its_distance_from_grey() -> None:
+    red = np.zeros((2, 3, 4, 4))
+    red[:, 0] = 200
+    assert colorfulness(clip(red)) == pytest.approx(0.3 * math.hypot(200, 100), rel=1e-6)
+
+
+def test_colorfulness_of_two_halves_is_that_of_the_definition() -> None:
+    halves = np.zeros((1, 3, 2, 2))
+    halves[0, 0, 0], halves[0, 1, 1] = 100, 100  # red above, green below: red-green is +-100, yellow-blue 50
+    assert colorfulness(clip(halves)) == pytest.approx(100 + 0.3 * 50, rel=1e-6)
 
 
 def test_flicker_is_the_mean_change() -> None:
@@ -139,6 +160,13 @@ def test_what_is_not_a_number_is_left_out_and_nothing_left_is_refused() -> None:
     assert interval([1.0, float("nan"), 3.0]).n == 2
     with pytest.raises(ValueError, match="none is a number"):
         interval([float("nan")])
+
+
+def test_nothing_to_average_is_no_interval_where_that_may_be() -> None:
+    nothing = interval_if_any([math.nan])
+    assert nothing.n == 0
+    assert nothing.as_json() == {"mean": None, "low": None, "high": None, "n": 0}
+    assert interval_if_any([1.0, math.nan, 3.0]) == interval([1.0, 3.0])
 
 
 def test_apart_means_not_touching() -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,13 @@ class Interval:
     def apart_from(self, other: "Interval") -> bool:
         """Whether the two intervals do not touch."""
         return self.high < other.low or other.high < self.low
+
+    def as_json(self) -> dict[str, float | int | None]:
+        """Plain values; JSON has no NaN, null stands for it."""
+        return {name: None if math.isnan(number) else number for name, number in asdict(self).items()}
+
+
+NO_INTERVAL = Interval(mean=math.nan, low=math.nan, high=math.nan, n=0)
 
 
 def sharpness(clip: Clip) -> float:
@@ -69,6 +76,22 @@ def background_flicker(clip: Clip) -> float:
     change_FHW = np.abs(np.diff(frames_FCHW, axis=0)).mean(axis=1)
     kept = change_FHW[still_FHW[1:] & still_FHW[:-1]]
     return float(kept.mean()) if kept.size else math.nan
+
+
+def brightness(clip: Clip) -> float:
+    """Mean of the colours, 0 to 255."""
+    return float(clip.frames_FCHW.mean())
+
+
+def colorfulness(clip: Clip) -> float:
+    """Hasler and Suesstrunk 2003, Eqs. 13-15, mean over frames; 0 for grey, above 80 for vivid pictures.
+
+    Streams that feed on themselves often saturate; this is where it shows.
+    """
+    red, green, blue = clip.frames_FCHW.astype(np.float32).transpose(1, 0, 2, 3)
+    opponents = np.stack([red - green, (red + green) / 2 - blue])
+    spread, shift = (np.sqrt(np.square(of).sum(axis=0)) for of in (opponents.std((2, 3)), opponents.mean((2, 3))))
+    return float((spread + 0.3 * shift).mean())
 
 
 def psnr(clip: Clip, reference: Clip) -> float:
@@ -142,6 +165,11 @@ def interval(values: Sequence[float], *, seed: int = 0) -> Interval:
     return Interval(mean=float(kept.mean()), low=float(low), high=float(high), n=int(kept.size))
 
 
+def interval_if_any(values: Sequence[float]) -> Interval:
+    """The same, and ``NO_INTERVAL`` where no value is a number: a long run must not end in an error."""
+    return NO_INTERVAL if all(math.isnan(value) for value in values) else interval(values)
+
+
 def set_interval(
     statistic: Callable[[Floats, Floats], float],
     features_ND: Floats,
@@ -189,7 +217,7 @@ def _hierarchical(values_by_seed: Sequence[Sequence[float]], seed: int) -> Inter
     groups = [np.asarray([value for value in values if not math.isnan(value)]) for values in values_by_seed]
     groups = [group for group in groups if group.size]
     if not groups:
-        return Interval(mean=math.nan, low=math.nan, high=math.nan, n=0)
+        return NO_INTERVAL
     dice = np.random.default_rng(seed)
     drawn = np.zeros(RESAMPLES)
     for _ in groups:

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from streamstill.cli.codec import codec_app
+from streamstill.cli.drift import drift
 from streamstill.cli.prompts import prompts
 from streamstill.cli.student import student
 
@@ -33,6 +34,7 @@ app.add_typer(
     help="Train a video codec, or a light decoder for any.\n\nExample: `streamstill codec train --clips my_clips`",
 )
 
+app.command()(drift)
 app.command()(prompts)
 app.command()(student)
 

@@ -4,7 +4,6 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from streamstill.metrics import (
     background_flicker,
     flicker,
     frechet_distance,
-    interval,
+    interval_if_any,
     set_interval,
     sharpness,
 )
@@ -56,7 +55,7 @@ def rows_of(clips: Sequence[Clip], requests: Sequence[ClipRequest]) -> list[dict
 def judged(clips: Sequence[Clip], requests: Sequence[ClipRequest]) -> dict[str, Interval]:
     """Every metric over the clips, each with its 95 % interval; one that no clip has gets ``n=0`` and no number."""
     rows = rows_of(clips, requests)
-    return {name: _interval([row[name] for row in rows]) for name in METRICS}
+    return {name: interval_if_any([row[name] for row in rows]) for name in METRICS}
 
 
 def against_teacher(
@@ -81,7 +80,7 @@ def against_teacher(
 
 def as_json(scores: Scores, seconds: Mapping[str, float]) -> dict[str, Any]:
     """What ``report.json`` holds."""
-    metrics = {who: {name: _plain(value) for name, value in row.items()} for who, row in scores.items()}
+    metrics = {who: {name: value.as_json() for name, value in row.items()} for who, row in scores.items()}
     return {"metrics": metrics, "seconds": dict(seconds), "environment": environment()}
 
 
@@ -140,14 +139,3 @@ def _cell(value: Interval | None) -> str:
     if value is None or value.n == 0:
         return "-"
     return f"{value.mean:.3g} [{value.low:.2g}, {value.high:.2g}]"
-
-
-def _interval(values: Sequence[float]) -> Interval:
-    if all(math.isnan(value) for value in values):  # no body was seen in flight: a long run must not end in an error
-        return Interval(mean=math.nan, low=math.nan, high=math.nan, n=0)
-    return interval(values)
-
-
-def _plain(value: Interval) -> dict[str, float | int | None]:
-    """JSON has no NaN: null stands for it."""
-    return {name: None if math.isnan(number) else number for name, number in asdict(value).items()}
