@@ -1,19 +1,20 @@
 """AFD beside every baseline on the embedded world, at equal compute or equal updates: trains, judges, prints a table.
 
     python benchmarks/afd_world.py [--out runs/afd_world] [--students sandwich full] [--methods sft afd ...]
-        [--seeds 0 1 2] [--seconds 150] [--updates N] [--held-out 512] [--quick] [--table]
+        [--seeds 0 1 2] [--seconds 150] [--updates N] [--held-out 512] [--streams 64] [--quick] [--table]
 
 A base that saw only the loose world; the real world as a black-box teacher, 200 clips. For each seed one warm student
 is made, then one discriminator that learns to tell it (not along with it: one that was right all the way has margins
 of 20 and learns nothing more), and every method goes on from them: for as many updates as ``--seconds`` of
 processor time at one thread are worth (the price of an update is measured first, on copies), or for ``--updates``. So
-the end of every run is known beforehand, and every student's rate falls towards it. What is done is kept in ``--out``,
+the end of every run is known beforehand, and every student's rate falls towards it. Judged are clips of the training
+length, and whether the body is still there in streams of 20 training lengths. What is done is kept in ``--out``,
 its students as well, and not done again; several processes with other seeds may share it. ``--table`` only prints.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -21,29 +22,29 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from afd_variants import JUDGED, MAIN, PAIRS, VARIANTS, falling, methods_of
 from rich.console import Console
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from streamstill.config import write_json
-from streamstill.metrics import Interval, interval_over_seeds
-from streamstill.recipes.base import ACTIONS, OPEN, Base, run_base
+from streamstill.metrics import NO_INTERVAL, Interval, interval_over_seeds
+from streamstill.recipes.base import ACTIONS, OPEN, Base, run_base, world_prompts
 from streamstill.recipes.few_steps import FewSteps, in_few_steps
-from streamstill.recipes.methods import Method, Methods, build_method, score_of, teach, turns_worth
+from streamstill.recipes.methods import Method, build_method, score_of, teach, turns_worth
 from streamstill.recipes.quickstart import SEEN, Quickstart, Warmed, Warmup, held_out, shipped_base, taught, warm_up
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import students_clips
 from streamstill.report.comparison import AGAINST_TEACHER, against_teacher, rows_of
+from streamstill.report.drift import Drift, drift_of, drift_of_clips, world_looks
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
 from streamstill.tensor_file import write_tensors
 from streamstill.training.batches import prompt_batches
 from streamstill.training.discriminators.build import build_discriminator
 from streamstill.training.objectives.adversary import Adversary
-from streamstill.training.objectives.afd import AfdConfig, advantages
+from streamstill.training.objectives.afd import AfdConfig
 from streamstill.training.objectives.score import StudentScore
-from streamstill.training.optim import OptimConfig
-from streamstill.training.policies import OldSchedule
 from streamstill.types import Clip, ClipRequest
 from streamstill.worlds import World
 
@@ -56,98 +57,10 @@ SHOWN = (
     "sharpness",
     *AGAINST_TEACHER,
 )
-PAIRS = 32  # that a discriminator learns from in a step of its warm-up, however few the prompts are
-JUDGED = ("afd", "gan", "reward-weighted")  # methods that ask a discriminator
-
-
-def shuffled(score: Tensor) -> Tensor:
-    """The true advantages, dealt to other rollouts."""
-    true = advantages(score)
-    return true.flatten()[torch.randperm(true.numel())].view_as(true)
-
-
-def constant(score: Tensor) -> Tensor:
-    """No advantage for anybody: reward 1/2."""
-    return torch.zeros_like(score)
-
-
-def methods_of(corner: str) -> Methods:
-    """The numbers of the comparison: AFD's are the quickstart's, slower to follow and with a replay; all rates fall."""
-    plain, afd = Methods(prompts_per_update=4), Quickstart().afd
-    adversary = replace(afd.adversary, steps_per_turn=2, replay=10 * PAIRS)
-    afd = replace(afd, adversary=adversary, old=OldSchedule(decay=0.9), spare_first_chunk=corner == "open")
-    few = replace(SEEN, rollouts_per_prompt=2)
-    return replace(
-        plain,
-        sft=replace(plain.sft, optim=falling(5e-4)),
-        afd=afd,
-        gan=replace(plain.gan, adversary=few, optim=falling(3e-5)),
-        score=replace(plain.score, optim=falling(5e-4)),
-        dmd=replace(plain.dmd, optim=falling(3e-5)),
-        reward_weighted=replace(plain.reward_weighted, adversary=afd.adversary, optim=falling(2e-4)),
-    )
-
-
-def falling(lr: float) -> OptimConfig:
-    """A rate that rises for 10 updates and then falls to a tenth at the end of the run, as AFD's in the quickstart."""
-    return replace(Quickstart().afd.optim, lr=lr)
-
-
-def with_afd(config: Methods, **changes: Any) -> Methods:
-    """The same with other numbers of AFD; ``adversary`` holds changes of the adversary's."""
-    adversary = replace(config.afd.adversary, **changes.pop("adversary", {}))
-    return replace(config, afd=replace(config.afd, adversary=adversary, **changes))
-
-
-def rate(lr: float) -> dict[str, OptimConfig]:
-    """The discriminator's learning rate."""
-    return {"optim": OptimConfig(lr=lr, weight_decay=0.01)}
-
-
-def many(config: Methods) -> Methods:
-    """More prompts in an update: what does not compare rollouts of one prompt needs fewer of each."""
-    return replace(config, prompts_per_update=16)
-
-
-Variant = tuple[str, Callable[[Methods], Methods], Callable[[Tensor], Tensor]]
-VARIANTS: dict[str, Variant] = {
-    "sft": ("sft", lambda m: m, advantages),
-    "sft, lr 1e-3": ("sft", lambda m: replace(m, sft=replace(m.sft, optim=falling(1e-3))), advantages),
-    "afd": ("afd", lambda m: m, advantages),
-    "gan": ("gan", many, advantages),
-    "gan, anchored": ("gan", lambda m: replace(many(m), gan=replace(m.gan, anchor=1.0)), advantages),
-    "dmd": ("dmd", many, advantages),
-    "reward-weighted": ("reward-weighted", lambda m: m, advantages),
-    "afd, shuffled rewards": ("afd", lambda m: m, shuffled),
-    "afd, rewards 1/2": ("afd", lambda m: m, constant),
-    "afd, anchored": ("afd", lambda m: with_afd(m, anchor=1.0), advantages),
-    "afd, larger updates": (
-        "afd",
-        lambda m: with_afd(replace(m, prompts_per_update=16), optim=falling(1e-3)),
-        advantages,
-    ),
-    "afd, newest judge": ("afd", lambda m: with_afd(m, adversary={"ema_decay": None}), advantages),
-    "afd, no average": ("afd", lambda m: with_afd(m, ema_decay=None), advantages),
-    "afd, off-policy": ("afd", lambda m: with_afd(m, rollouts="start"), advantages),
-    "afd, frozen discriminator": ("afd", lambda m: with_afd(m, freeze_after=0), advantages),
-    "afd, discriminator lr 3e-4": ("afd", lambda m: with_afd(m, adversary=rate(3e-4)), advantages),
-    "afd, discriminator lr 3e-2": ("afd", lambda m: with_afd(m, adversary=rate(3e-2)), advantages),
-    "afd, gan loss": ("afd", lambda m: with_afd(m, adversary={"loss": "gan"}), advantages),
-    "afd, groups of 2": (
-        "afd",
-        lambda m: with_afd(replace(m, prompts_per_update=16), adversary={"rollouts_per_prompt": 2}),
-        advantages,
-    ),
-    "afd, quick to follow": ("afd", lambda m: with_afd(m, old=OldSchedule()), advantages),
-    "afd, no replay": ("afd", lambda m: with_afd(m, adversary={"replay": 0}), advantages),
-    "afd, first chunk too": ("afd", lambda m: with_afd(m, spare_first_chunk=False), advantages),
-    "afd, first chunk spared": ("afd", lambda m: with_afd(m, spare_first_chunk=True), advantages),
-    "afd, not self-normalised": ("afd", lambda m: with_afd(m, self_normalise=False), advantages),
-    "afd, min-max": ("afd", lambda m: with_afd(m, reward_map="min_max"), advantages),
-    "afd, noisy context": ("afd", lambda m: with_afd(m, context="noisy"), advantages),
-    "afd, one look": ("afd", lambda m: with_afd(m, adversary={"looks": 1}), advantages),
-}
-MAIN = ("sft", "afd", "gan", "gan, anchored", "dmd", "reward-weighted", "afd, shuffled rewards", "afd, rewards 1/2")
+SPREAD = ("updates", "seconds", *AGAINST_TEACHER)  # one number a run: least and most stand for the interval
+GIVEN = ("teacher", "base", "warm")  # compared without being taught
+TIMES, IN_SIGHT = 20, "in_sight"  # training lengths of a stream, and what is shown of it
+STREAMED = {"in sight, 5th length": 5, "in sight, 20th": TIMES}
 
 
 class Experiment:
@@ -188,26 +101,46 @@ class Experiment:
         return Student.from_pretrained(folder / "student")
 
     def run(self, name: str, seed: int) -> None:
-        """Train, judge and keep, unless it has been done."""
+        """Train, judge, stream and keep, unless it has been done."""
         kept = self.folder / f"seed{seed}" / f"{_slug(name)}.json"
-        if kept.exists():
-            return
+        streams = kept.parent / "streams" / kept.name
+        streams.parent.mkdir(parents=True, exist_ok=True)
+        if not kept.exists():
+            self._compare(name, seed, kept)
+        if self.asked.streams and not streams.exists():
+            student = self._given(name, seed) if name in GIVEN else Student.from_pretrained(kept.with_suffix(""))
+            drift = self._streamed(student)
+            write_json(streams, {"method": name, "streams": [[_plain(row) for row in one] for one in drift.streams]})
+            self.console.print(f"{self.kind} seed {seed} {name}: in sight {drift.at(IN_SIGHT, drift.length).mean:.3f}")
+
+    def _compare(self, name: str, seed: int, kept: Path) -> None:
+        """One method's student, taught and judged."""
+        updates, seconds = 0, 0.0
+        if name in GIVEN:
+            student = self._given(name, seed)
+        else:
+            warmed = self._warmed(seed)
+            student = warmed.student
+            updates, seconds = self._taught(name, warmed, seed)
+            student.eval().save_pretrained(kept.with_suffix(""))
+        result = self._judged(student, held_out(self.config(seed)), seed)
+        write_json(kept, {"method": name, "seconds": seconds, "updates": updates, **result})
+        self.console.print(f"{self.kind} seed {seed} {name}: {updates} updates in {seconds:.0f} s, {_line(result)}")
+
+    def _given(self, name: str, seed: int) -> Student | None:
+        """Who is compared without being taught; nobody in the teacher's place."""
+        if name == "base":  # one for all seeds
+            base = self.base().resized(self.config(seed).geometry)
+            return self._in_few_steps(base, RunFolder(self.folder / "base"), seed=0)
+        return None if name == "teacher" else self._warmed(seed).student
+
+    def _warmed(self, seed: int) -> Warmed:
+        """What every method of the seed begins with; made once."""
         config = self.config(seed)
-        self.folder.mkdir(parents=True, exist_ok=True)
         base = self.base().resized(config.geometry)
         run = RunFolder.open(self.folder / f"seed{seed}" / "warm", recipe="quickstart", config=config)
         warmed = warm_up(config, base, run, Console(quiet=True))
-        if name == "base":  # one for all seeds
-            student = self._in_few_steps(base, RunFolder(self.folder / "base"), seed=0)
-        else:
-            student = self._in_few_steps(warmed.student, run, seed=seed)
-        updates, seconds = 0, 0.0
-        if name not in ("base", "warm", "teacher"):
-            updates, seconds = self._taught(name, replace(warmed, student=student), seed)
-            student.eval().save_pretrained(kept.with_suffix(""))
-        result = self._judged(None if name == "teacher" else student, held_out(config), seed)
-        write_json(kept, {"method": name, "seconds": seconds, "updates": updates, **result})
-        self.console.print(f"{self.kind} seed {seed} {name}: {updates} updates in {seconds:.0f} s, {_line(result)}")
+        return replace(warmed, student=self._in_few_steps(warmed.student, run, seed=seed))
 
     def _in_few_steps(self, many: Student, run: RunFolder, *, seed: int) -> Student:
         """The student in as many steps as were asked for, taught by its own paths where these are fewer."""
@@ -271,44 +204,58 @@ class Experiment:
             else students_clips(student.eval(), requests, seed=seed)
         )
         sets = against_teacher(clips, teacher, requests, seed=seed)
-        rows = [{name: _number(value) for name, value in row.items()} for row in rows_of(clips, requests)]
+        rows = [_plain(row) for row in rows_of(clips, requests)]
         return {"rows": rows, "sets": {name: value.mean for name, value in sets.items()}}
+
+    def _streamed(self, student: Student | None) -> Drift:
+        """Streams of 20 training lengths, the teacher's the world's own; the same prompts for all seeds."""
+        prompts = world_prompts(self.asked.streams, seed=11, actions=self.config(0).actions)
+        if student is not None:
+            return drift_of(student.eval(), prompts, world_looks, times=TIMES)
+        size = self.config(0).geometry
+        long = replace(size, frames=TIMES * size.frames)
+        clips = [self.teacher.generate(ClipRequest.of(long, prompt=p, seed=i)) for i, p in enumerate(prompts)]
+        return drift_of_clips(clips, prompts, world_looks, frames=size.frames)
 
 
 def table(out: Path) -> dict[str, dict[str, dict[str, Interval]]]:
     """Everything that is there: student, method, metric."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for path in sorted(out.glob("*/seed*/*.json")):
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept, streams = json.loads(path.read_text(encoding="utf-8")), path.parent / "streams" / path.name
+        kept["streams"] = json.loads(streams.read_text(encoding="utf-8"))["streams"] if streams.exists() else []
         found.setdefault(path.parts[-3], {}).setdefault(kept["method"], []).append(kept)
     return {kind: {name: _pooled(runs) for name, runs in by.items()} for kind, by in found.items()}
 
 
 def _pooled(runs: list[dict[str, Any]]) -> dict[str, Interval]:
-    rows = [[{k: float("nan") if v is None else v for k, v in row.items()} for row in run["rows"]] for run in runs]
-    pooled = interval_over_seeds(rows)
-    for name in AGAINST_TEACHER:
-        values = [run["sets"][name] for run in runs]
+    """Over seeds; of streams, those of the seeds that have some."""
+    pooled = interval_over_seeds([[_numbers(row) for row in run["rows"]] for run in runs])
+    for name in SPREAD:
+        values = [float({**run, **run["sets"]}[name]) for run in runs]
         pooled[name] = Interval(mean=sum(values) / len(values), low=min(values), high=max(values), n=len(values))
-    for name in ("updates", "seconds"):
-        values = [float(run[name]) for run in runs]
-        pooled[name] = Interval(mean=sum(values) / len(values), low=min(values), high=max(values), n=len(values))
-    return pooled
+    streamed = [
+        [{name: one[window - 1][IN_SIGHT] for name, window in STREAMED.items()} for one in run["streams"]]
+        for run in runs
+        if run["streams"]
+    ]
+    return pooled | (interval_over_seeds(streamed) if streamed else dict.fromkeys(STREAMED, NO_INTERVAL))
 
 
 def print_table(out: Path) -> None:
     """Markdown: a row for each method, and how much of the gap from base to teacher it closes."""
     for kind, by in table(out).items():
-        order = [name for name in ("teacher", "base", "warm", *VARIANTS) if name in by]
+        order = [name for name in (*GIVEN, *VARIANTS) if name in by]
+        shown = [*SHOWN, *(name for name in STREAMED if any(row[name].n for row in by.values()))]
         head = "| method | seeds | updates | seconds | gap closed |"
-        print(f"\n{kind}\n\n{head}" + "".join(f" {name} |" for name in SHOWN))
-        print("|---|---|---|---|---|" + "---|" * len(SHOWN))
+        print(f"\n{kind}\n\n{head}" + "".join(f" {name} |" for name in shown))
+        print("|---|---|---|---|---|" + "---|" * len(shown))
         for name in order:
             row, closed = by[name], ""
             if {"base", "teacher"} <= by.keys() and name not in ("base", "teacher"):
                 base, best = by["base"]["physics_error"].mean, by["teacher"]["physics_error"].mean
                 closed = f"{(base - row['physics_error'].mean) / (base - best):.0%}"
-            cells = "".join(f" {_cell(row[metric])} |" for metric in SHOWN)
+            cells = "".join(f" {_cell(row[metric])} |" for metric in shown)
             spent = f"{row['updates'].mean:.0f} | {row['seconds'].mean:.0f}"
             print(f"| {name} | {row['updates'].n} | {spent} | {closed} |{cells}")
         _draw(by, order, out / f"{kind}.png")
@@ -330,7 +277,7 @@ def _draw(by: dict[str, dict[str, Interval]], order: list[str], path: Path) -> N
 
 
 def _cell(value: Interval) -> str:
-    return f"{value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]"
+    return f"{value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]" if value.n else ""
 
 
 def _line(result: dict[str, Any]) -> str:
@@ -339,8 +286,14 @@ def _line(result: dict[str, Any]) -> str:
     return f"physics error {sum(values) / max(1, len(values)):.3f}, dynamic degree {sum(motion) / len(motion):.3f}"
 
 
-def _number(value: float) -> float | None:
-    return None if value != value else float(value)
+def _plain(row: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: None if value != value else float(value) for name, value in row.items()}
+
+
+def _numbers(row: Mapping[str, float | None]) -> dict[str, float]:
+    """What ``_plain`` was made of."""
+    return {name: float("nan") if value is None else value for name, value in row.items()}
 
 
 def _slug(name: str) -> str:
@@ -358,6 +311,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--updates", type=int, default=0)
     parser.add_argument("--held-out", type=int, default=512)
     parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--streams", type=int, default=64, help="of 20 training lengths; 0 leaves them out")
     parser.add_argument("--warm-steps", type=int, default=600)
     parser.add_argument("--judge-turns", type=int, default=12)
     parser.add_argument("--base-steps", type=int, default=3000, help="of full attention, from nothing")
@@ -369,14 +323,14 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args(words)
     if asked.quick:
-        asked.seconds, asked.seeds, asked.held_out, asked.warm_steps = 20.0, [0], 64, 100
+        asked.seconds, asked.seeds, asked.held_out, asked.warm_steps, asked.streams = 20.0, [0], 64, 100, 4
     torch.set_num_threads(1)
     console = Console()
     names = list(VARIANTS) if "all" in asked.methods else asked.methods
     for seed in [] if asked.table else asked.seeds:
         for kind in asked.students:
             experiment = Experiment(kind, asked, console)
-            for name in ("teacher", "base", "warm", *names):
+            for name in (*GIVEN, *names):
                 experiment.run(name, seed)
     print_table(asked.out)
 

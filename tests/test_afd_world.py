@@ -44,19 +44,43 @@ def test_the_share_of_the_gap_is_that_of_the_means(tmp_path: Path, capsys: pytes
     assert (tmp_path / "sandwich.png").stat().st_size > 1000
 
 
+def test_streams_are_columns_where_there_are_some(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        keep(tmp_path, "warm", seed, [1.0, 1.0])
+    main(["--out", str(tmp_path), "--table"])
+    assert "in sight" not in capsys.readouterr().out
+    path = tmp_path / "sandwich" / "seed1" / "streams" / "warm.json"
+    path.parent.mkdir()
+    windows = [{"in_sight": 1 - window / 20, "physics_error": None} for window in range(20)]
+    path.write_text(json.dumps({"method": "warm", "streams": [windows, windows]}), encoding="utf-8")
+    main(["--out", str(tmp_path), "--table"])
+    printed = capsys.readouterr().out
+    assert "in sight, 5th length | in sight, 20th |" in printed
+    (rows,) = tables(printed)
+    assert rows["warm"][0] == "2"
+    assert [cell.split()[0] for cell in rows["warm"][-2:]] == ["0.8", "0.05"]
+
+
 @pytest.mark.slow
 def test_a_method_is_run_once_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     words = ["--out", str(tmp_path), "--seeds", "0", "--methods", "sft", "--updates", "1"]
     words += ["--held-out", "8", "--clips", "4", "--warm-steps", "1"]
+    kept = tmp_path / "sandwich" / "seed0" / "sft.json"
+    streams = kept.parent / "streams" / kept.name
     try:
-        main(words)
-        kept = tmp_path / "sandwich" / "seed0" / "sft.json"
+        main([*words, "--streams", "0"])
         first, changed = json.loads(kept.read_text(encoding="utf-8")), kept.stat().st_mtime_ns
-        main(words)
+        assert not streams.exists()
+        main([*words, "--streams", "1"])
     finally:
         torch.set_num_threads(threads)
     assert kept.stat().st_mtime_ns == changed
+    (stream,) = json.loads(streams.read_text(encoding="utf-8"))["streams"]
+    world = json.loads((streams.parent / "teacher.json").read_text(encoding="utf-8"))["streams"][0]
+    assert len(stream) == len(world) == 20
+    assert {row["in_sight"] for row in world} == {1}
+    assert {path.name for path in streams.parent.iterdir()} == {f"{n}.json" for n in ("teacher", "base", "warm", "sft")}
     assert first["updates"] == 1
     assert Student.from_pretrained(kept.with_suffix("")).config.sampling.steps == 4
     assert len(first["rows"]) == 8
@@ -69,7 +93,7 @@ def test_a_method_is_run_once_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
 def test_in_the_open_corner_every_student_takes_the_few_steps_asked_for(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     words = ["--out", str(tmp_path), "--seeds", "0", "--methods", "sft", "--updates", "1", "--corner", "open"]
-    words += ["--steps", "2", "--few-updates", "1", "--open-steps", "1"]
+    words += ["--steps", "2", "--few-updates", "1", "--open-steps", "1", "--streams", "0"]
     try:
         main([*words, "--held-out", "8", "--clips", "4", "--warm-steps", "1"])
     finally:

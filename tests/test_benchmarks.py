@@ -17,7 +17,9 @@ TINY = (
 
 
 def loaded(name: str) -> ModuleType:
-    """A script in ``benchmarks``, as a module."""
+    """A script in ``benchmarks``, as a module; it may import others from there, as it does when it is run."""
+    if str(ROOT / "benchmarks") not in sys.path:
+        sys.path.append(str(ROOT / "benchmarks"))
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
