@@ -21,7 +21,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     partial = workshop / path.name
     try:
         workshop.mkdir()
-        save_file(dict(tensors), partial, metadata=dict(metadata) if metadata else None)
+        save_file(
+            {name: tensor.cpu() for name, tensor in tensors.items()},
+            partial,
+            metadata=dict(metadata) if metadata else None,
+        )
         _sync(partial)
         os.replace(partial, path)
     except (SafetensorError, OSError) as error:

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from streamstill.cli.devices import device_named
 from streamstill.cli.threads import torch_threads
 from streamstill.codec.light_decoder import LightCodec
 from streamstill.codec.patch import PatchCodec
@@ -28,7 +29,7 @@ from streamstill.student.sandwich import SandwichDiT
 from streamstill.student.student import Student, build_student
 from streamstill.types import Geometry
 
-DTYPES, DEVICES = ("float32", "bfloat16", "float16"), ("cpu", "cuda")
+DTYPES = ("float32", "bfloat16", "float16")
 PROMPT = "A red ball is dropped."
 WAN_FRAMES, WAN_CELL = 4, 8  # frames, rows and columns of video for one of Wan's latents, as student/presets.py has it
 NO_CODEC = "not measured, no codec for these latents is installed"
@@ -54,15 +55,13 @@ class Asked:
 
     def __post_init__(self) -> None:
         require_one_of(self.dtype, DTYPES, "dtype")
-        require_one_of(self.device, DEVICES, "device")
         if self.what not in PRESETS and not Path(self.what).is_dir():
             require_one_of(self.what, tuple(PRESETS), "student folder or preset")
         if self.what not in PRESETS and self.layout is not None:
             raise ValueError(f"{self.what} is a student and has its layout; --layout belongs to a preset")
         if self.what in PRESETS and self.light_decoder is not None:
             raise ValueError(f"--light-decoder belongs to a student's codec, and {self.what} is a preset; leave it out")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device cuda was asked for and torch sees no GPU; use --device cpu")
+        device_named(self.device)
         for name in ("height", "width", "threads"):
             given = getattr(self, name)
             if given is not None and given < 1:

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from streamstill.cli.collect import Asked
+from streamstill.cli.devices import device_named
 from streamstill.config import require_one_of, with_overrides
 from streamstill.recipes import (
     Base,
@@ -34,9 +36,18 @@ from streamstill.worlds import LooseWorld, World
 RECIPES = ("quickstart", "folder", "base", "kd", "few")
 
 
-def run_recipe(recipe: str, out: Path | None, clips: Path | None, overrides: list[str], console: Console) -> None:
+def run_recipe(
+    recipe: str,
+    out: Path | None,
+    clips: Path | None,
+    overrides: list[str],
+    console: Console,
+    *,
+    device: str = "cpu",
+) -> None:
     """``streamstill distill``."""
     require_one_of(recipe, RECIPES, "recipe")
+    there = device_named(device)
     out = out or Path("runs") / recipe
     if (clips is None) == (recipe == "folder"):
         raise ValueError(
@@ -45,28 +56,28 @@ def run_recipe(recipe: str, out: Path | None, clips: Path | None, overrides: lis
             else f"the recipe {recipe} has a teacher of its own; --clips belongs to the recipe folder"
         )
     if recipe == "quickstart":
-        run_quickstart(with_overrides(Quickstart(), overrides), out, console)
+        run_quickstart(with_overrides(Quickstart(), overrides), out, console, device=there)
         prompt = "A red ball is thrown to the left."
     elif recipe == "base":
-        run_base(with_overrides(Base(), overrides), out, console)
+        run_base(with_overrides(Base(), overrides), out, console, device=there)
         prompt = "A red ball is dropped."
     elif recipe == "kd":
-        _next(console, _distil_knowledge(with_overrides(Knowledge(), overrides), out, console))
+        _next(console, _distil_knowledge(with_overrides(Knowledge(), overrides), out, console, there))
         return
     elif recipe == "few":
         few = with_overrides(FewSteps(), overrides)
-        run_few_steps(few, out, console)
+        run_few_steps(few, out, console, device=there)
         prompt = read_prompts(Path(few.prompts))[0].prompt if few.prompts else "A red ball is dropped."
     else:
         assert clips is not None
-        run_folder(with_overrides(Folder(), overrides), clips, out, console)
+        run_folder(with_overrides(Folder(), overrides), clips, out, console, device=there)
         prompt = FolderTeacher.open(clips).prompts[0]
     _next(console, f'streamstill stream {out / "student"} --prompt "{prompt}"')
 
 
-def _distil_knowledge(config: Knowledge, out: Path, console: Console) -> str:
+def _distil_knowledge(config: Knowledge, out: Path, console: Console, device: torch.device) -> str:
     """The command that shows the student in the mode that it has learnt."""
-    frames = run_knowledge(config, out, console).config.geometry.frames
+    frames = run_knowledge(config, out, console, device=device).config.geometry.frames
     steps = config.teacher_steps if config.pipeline is None else config.pipeline.steps
     whole = f" --whole --frames {frames} --steps {steps}" if config.learn.mode == "bidirectional" else ""
     prompt = read_prompts(Path(config.prompts))[0].prompt if config.prompts else "A red ball is thrown to the left."
@@ -92,11 +103,12 @@ def train_student(
     console: Console,
     *,
     track: bool = False,
+    device: str = "cpu",
 ) -> None:
     """``streamstill train``."""
     config = with_overrides(Training(student=str(student), objective=objective, steps=steps), overrides)
     tracker = TensorBoardTracker(out / "tensorboard") if track else None
-    pupil = Student.from_pretrained(config.student)
+    pupil = Student.from_pretrained(config.student).to(device_named(device))
     method, batches, settings = taught(config, pupil, cache)
     run = RunFolder.open(out, recipe="train", config=config, inputs={"cache": Place.of(cache).uri})
     with run.stage("training") as folder:

@@ -17,6 +17,7 @@ def drift(
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the default is each student's own.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed is other streams.")] = 0,
     at_once: Annotated[int, typer.Option(help="Streams that are made together; fewer need less memory.")] = 16,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.")] = "cpu",
     out: Annotated[Path, typer.Option(help="JSON to write; a strip of pictures goes beside it.")] = Path(
         "runs/drift.json"
     ),
@@ -35,6 +36,7 @@ def drift(
         steps=steps,
         seed=seed,
         at_once=at_once,
+        device=device,
         out=out,
     )
     tell_drift(asked, Console(highlight=False))

@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from streamstill.cli.devices import device_named
 from streamstill.codec.build import build_codec
 from streamstill.codec.diffusers_vae import DiffusersCodec
 from streamstill.codec.learned import KIND as LEARNED
@@ -43,6 +44,7 @@ class Asked:
     device: str
 
     def __post_init__(self) -> None:
+        device_named(self.device)
         if (self.student is None) == (self.codec is None):
             raise ValueError("give --student, whose codec and text encoder are used, or --codec, and not both")
         if self.student is not None and (self.text, self.tokens, self.tile) != (None, None, None):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from streamstill.cli.devices import device_named
 from streamstill.config import require_positive, write_json
 from streamstill.media import write_strip
 from streamstill.recipes.base import world_prompts
@@ -33,6 +34,7 @@ class Asked:
     steps: int | None
     seed: int
     at_once: int
+    device: str
     out: Path
 
     def __post_init__(self) -> None:
@@ -61,7 +63,8 @@ class Asked:
         Raises:
             ValueError: their clips differ in size, so that their windows cannot be compared.
         """
-        students = {name: Student.from_pretrained(folder) for name, folder in self.folders}
+        device = device_named(self.device)
+        students = {name: Student.from_pretrained(folder).to(device) for name, folder in self.folders}
         sizes = {name: student.config.geometry for name, student in students.items()}
         if len({*sizes.values()}) > 1:
             told = ", ".join(f"{name} {size}" for name, size in sizes.items())

@@ -44,6 +44,7 @@ Out = Annotated[Path | None, typer.Option(help="Folder of the run; the default i
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. --set afd_updates=4.")
 ]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or cuda:N.")]
 LightDecoderFolder = Annotated[
     Path | None, typer.Option("--light-decoder", help="Folder of a light decoder, to decode with it.")
 ]
@@ -55,6 +56,7 @@ def distill(
     out: Out = None,
     clips: Annotated[Path | None, typer.Option(help="Folder of clips with captions (recipe folder).")] = None,
     overrides: Overrides = None,
+    device: Device = "cpu",
 ) -> None:
     """Run a whole recipe, stage by stage; the same command goes on where it stopped.
 
@@ -62,7 +64,7 @@ def distill(
     """
     from streamstill.cli.commands import run_recipe
 
-    run_recipe(recipe, out, clips, overrides or [], _console())
+    run_recipe(recipe, out, clips, overrides or [], _console(), device=device)
 
 
 @app.command()
@@ -132,7 +134,7 @@ def encode(
         Literal["float32", "float16", "bfloat16"], typer.Option(help="What --codec and --text work in.")
     ] = "float32",
     dtype: Annotated[Literal["float16", "float32"], typer.Option(help="What latents are kept in.")] = "float16",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Turn a cache into latents and embeddings, once; the same command goes on where it stopped.
 
@@ -170,6 +172,7 @@ def train(
         bool, typer.Option("--track", help="Send the metrics to TensorBoard files in the run, too.")
     ] = False,
     overrides: Overrides = None,
+    device: Device = "cpu",
 ) -> None:
     """Teach a student from a cache; the same command goes on where it stopped.
 
@@ -177,7 +180,7 @@ def train(
     """
     from streamstill.cli.commands import train_student
 
-    train_student(student, cache, objective, steps, out, overrides or [], _console(), track=track)
+    train_student(student, cache, objective, steps, out, overrides or [], _console(), track=track, device=device)
 
 
 @app.command()
@@ -192,6 +195,7 @@ def stream(
     whole: Annotated[bool, typer.Option("--whole", help="Make one clip in one piece; every frame sees all.")] = False,
     guidance: Annotated[float | None, typer.Option(help="How far to follow the prompt, with --whole.")] = None,
     light_decoder: LightDecoderFolder = None,
+    device: Device = "cpu",
 ) -> None:
     """Make a video frame by frame and say how fast it was.
 
@@ -210,6 +214,7 @@ def stream(
         whole=whole,
         guidance=guidance,
         light_decoder=light_decoder,
+        device=device,
     )
     make_video(asked, _console())
 
@@ -224,7 +229,7 @@ def bench(
     ages: Annotated[str, typer.Option(help="How many chunks lie behind the timed ones.")] = "5,100,1000",
     rounds: Annotated[int, typer.Option(help="How often each thing is timed.")] = 10,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads of torch; the default is torch's own.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
     light_decoder: LightDecoderFolder = None,

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from streamstill.cli.devices import device_named
 from streamstill.codec.counting import covering_latents, pixel_frames
 from streamstill.codec.light_decoder import LightCodec
 from streamstill.codec.video import VideoCodec, to_frames
@@ -35,6 +36,7 @@ class Asked:
     whole: bool
     guidance: float | None
     light_decoder: Path | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -58,13 +60,16 @@ class Asked:
 
     def codec(self, maker: Student) -> VideoCodec:
         """The student's, or that with a light decoder in it."""
-        folder = self.light_decoder
-        return maker.codec if folder is None else LightCodec.from_pretrained(folder, maker.codec)
+        if self.light_decoder is None:
+            return maker.codec
+        codec = LightCodec.from_pretrained(self.light_decoder, maker.codec)
+        codec.light.to(maker.device)
+        return codec
 
 
 def make_video(asked: Asked, console: Console) -> None:
     """Write the video and say how fast it was made."""
-    maker = Student.from_pretrained(asked.student)
+    maker = Student.from_pretrained(asked.student).to(device_named(asked.device))
     make = _made_whole if asked.whole else _streamed
     console.print(f"  {make(asked, maker)}, {torch.get_num_threads()} threads -> {asked.out}")
 
@@ -118,7 +123,7 @@ def _latents(asked: Asked, maker: Student) -> Tensor:
         generator=torch.Generator().manual_seed(asked.seed),
         guidance=1.0 if asked.guidance is None else asked.guidance,
         empty_text_BLD=maker.encode_nothing(1),
-        opening_BFCHW=opening,
+        opening_BFCHW=None if opening is None else opening.to(maker.device),
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from streamstill.codec.patch import PatchCodec
@@ -15,6 +16,7 @@ from streamstill.student.presets import preset
 from streamstill.student.student import Student, StudentConfig, build_student
 from streamstill.teachers import WorldTeacher
 from streamstill.training.batches import fresh_batches
+from streamstill.training.devices import CPU
 from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from streamstill.training.optim import OptimConfig
 from streamstill.training.trainer import TrainerConfig
@@ -79,9 +81,9 @@ def student_config(
     )
 
 
-def run_base(config: Base, out: Path, console: Console) -> Student:
+def run_base(config: Base, out: Path, console: Console, *, device: torch.device = CPU) -> Student:
     """Train the base student on clips that are rendered on the spot; returns it and saves it in ``out/student``."""
-    student = _begun(config)
+    student = _begun(config).to(device)
     run = RunFolder.open(out, recipe="base", config=config, inputs={"start_weights": student.fingerprint})
     teacher = WorldTeacher(LooseWorld(), name="loose world")
     batches = fresh_batches(

@@ -75,7 +75,7 @@ def _encoded(answers: Iterable[tuple[Entry, Clip]], codec: VideoCodec, device: s
         Encoded(
             teacher=entry.teacher,
             request=entry.request,
-            latents_FCHW=encode_clip(clip, codec, device=device).cpu(),
+            latents_FCHW=encode_clip(clip, codec, device=device),
         )
         for entry, clip in answers
     ]

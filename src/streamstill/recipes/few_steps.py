@@ -20,6 +20,7 @@ from streamstill.report.comparison import environment
 from streamstill.student.student import Student
 from streamstill.teachers.prompts import read_prompts
 from streamstill.tensor_file import write_tensors
+from streamstill.training.devices import CPU
 from streamstill.training.homework_batches import Paths
 from streamstill.training.objectives.initialisation import OdeRegression, OdeRegressionConfig
 from streamstill.training.optim import OptimConfig
@@ -54,13 +55,13 @@ class FewSteps:
         require_passed(self.path_steps, kept=self.steps)
 
 
-def run_few_steps(config: FewSteps, out: Path, console: Console) -> Student:
+def run_few_steps(config: FewSteps, out: Path, console: Console, *, device: torch.device = CPU) -> Student:
     """Follow the student's paths, learn where they end, compare; returns the student and saves it in ``out/student``.
 
     Raises:
         ValueError: no student in the folder.
     """
-    many = Student.from_pretrained(config.student) if config.student else shipped_base()
+    many = (Student.from_pretrained(config.student) if config.student else shipped_base()).to(device)
     prompts = _prompts(config)
     run = RunFolder.open(out, recipe="few", config=config, inputs={"student_weights": many.fingerprint})
     student = in_few_steps(many, prompts, config, run, console)

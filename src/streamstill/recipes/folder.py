@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from streamstill.codec.build import build_codec
@@ -23,6 +24,7 @@ from streamstill.student.sandwich import SandwichConfig
 from streamstill.student.student import Student, build_student
 from streamstill.teachers import FolderTeacher
 from streamstill.training.batches import Examples, encode_clips, example_batches, prompt_batches
+from streamstill.training.devices import CPU
 from streamstill.training.discriminators.build import build_discriminator
 from streamstill.training.discriminators.motion import MotionConfig
 from streamstill.training.objectives.adversary import AdversaryConfig
@@ -67,16 +69,18 @@ class Folder:
         require_positive(self, "patch", "warm_steps", "batch", "afd_updates")
 
 
-def run_folder(config: Folder, clips: Path, out: Path, console: Console) -> dict[str, Any]:
+def run_folder(
+    config: Folder, clips: Path, out: Path, console: Console, *, device: torch.device = CPU
+) -> dict[str, Any]:
     """Collect the folder's clips, train on them, stream one; returns what ``report.json`` holds."""
     teacher = FolderTeacher.open(clips)
-    student = _fresh_student(config)
+    student = _fresh_student(config).to(device)
     run = RunFolder.open(out, recipe="folder", config=config, inputs={"clips": teacher.name})
     requests = every_clip(teacher, config.geometry)
     with run.stage("collect") as folder:
         console.rule("collect: clips of the folder, at the student's size", align="left")
         pairs = collect_clips(teacher, requests, folder / "cache", console)
-    examples = encode_clips(((request.prompt, clip) for request, clip in pairs), student.codec)
+    examples = encode_clips(((request.prompt, clip) for request, clip in pairs), student.codec, device=device)
     with run.stage("warm") as folder:
         console.rule("warm: flow matching on the clips", align="left")
         settings = TrainerConfig(steps=config.warm_steps, seed=config.seed, checkpoint_every=100, log_every=5)

@@ -23,6 +23,7 @@ from streamstill.teachers.homework_collection import collect_homework
 from streamstill.teachers.pipelines.config import PipelineConfig
 from streamstill.teachers.prompts import read_prompts
 from streamstill.training.batches import fresh_batches
+from streamstill.training.devices import CPU, moved
 from streamstill.training.homework_batches import Taught, homework_batches
 from streamstill.training.objectives.knowledge import KnowledgeConfig, KnowledgeDistillation
 from streamstill.training.optim import OptimConfig
@@ -98,13 +99,13 @@ class Knowledge:
         return Assignment(shift=self.sampling.shift, velocities=self.velocities)
 
 
-def run_knowledge(config: Knowledge, out: Path, console: Console) -> Student:
+def run_knowledge(config: Knowledge, out: Path, console: Console, *, device: torch.device = CPU) -> Student:
     """Prepare, ask, learn, compare; returns Student-KD and saves it in ``out/student``.
 
     A student that begins beside a pipeline with fresh weights is saved in ``out/start`` before it learns.
     """
-    source = _opened(config)
-    student = pupil(config, source)  # what is wrong with either is said before anything is written
+    source = _opened(config, device)
+    student = pupil(config, source).to(device)  # what is wrong with either is said before anything is written
     inputs = {"teacher_weights": source.weights, "start_weights": student.fingerprint}
     run = RunFolder.open(out, recipe="kd", config=config, inputs=inputs)
     if config.pipeline is not None and config.start == "fresh":
@@ -167,16 +168,17 @@ def held_out_errors(
     sums: dict[str, list[float]] = {}
     with torch.no_grad():
         for step in range(-(-len(keys) // config.batch)):
-            for micro in objective.micro_batches("student", batches(step), generator):
+            for micro in objective.micro_batches("student", moved(batches(step), student.device), generator):
                 for name, error in objective.loss("student", micro).metrics.items():
                     sums.setdefault(name, []).append(float(error))
     return {name: sum(errors) / len(errors) for name, errors in sums.items()}
 
 
-def _opened(config: Knowledge) -> OpenSource:
+def _opened(config: Knowledge, device: torch.device) -> OpenSource:
+    """The open teacher; a student that teaches is on the device, a pipeline where its own config says."""
     if config.pipeline is not None:
         return OpenSource.of_pipeline(config.pipeline)
-    student = Student.from_pretrained(config.teacher) if config.teacher else shipped_base()
+    student = (Student.from_pretrained(config.teacher) if config.teacher else shipped_base()).to(device)
     return OpenSource.of_student(student, steps=config.teacher_steps, guidance=config.guidance)
 
 

@@ -18,6 +18,7 @@ from streamstill.report.comparison import Scores, as_json, as_table, judged
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
 from streamstill.training.batches import Examples, PromptGroup, encode_clips, example_batches, prompt_batches
+from streamstill.training.devices import CPU
 from streamstill.training.discriminators.augmentation import Augmentation
 from streamstill.training.discriminators.blindfold import Blindfold
 from streamstill.training.discriminators.build import DiscriminatorConfig, build_discriminator
@@ -116,9 +117,9 @@ def base_of(config: Quickstart) -> Student:
     return (Student.from_pretrained(config.base) if config.base else shipped_base()).resized(config.geometry)
 
 
-def run_quickstart(config: Quickstart, out: Path, console: Console) -> Scores:
+def run_quickstart(config: Quickstart, out: Path, console: Console, *, device: torch.device = CPU) -> Scores:
     """Collect, warm up, distil, judge, show; returns the scores and leaves everything in ``out``."""
-    base = base_of(config)  # what is wrong with it is said before anything is written
+    base = base_of(config).to(device)  # what is wrong with it is said before anything is written
     run = RunFolder.open(out, recipe="quickstart", config=config, inputs={"base_weights": base.fingerprint})
     warmed = warm_up(config, base, run, console)
     warm, student = warmed.student.resized(config.geometry), warmed.student
@@ -144,7 +145,7 @@ def warm_up(config: Quickstart, base: Student, run: RunFolder, console: Console)
         console.rule("collect: the black-box teacher answers", align="left")
         requests = [*taught(config), *watched(config)]
         pairs = collect_clips(WorldTeacher(World()), requests, folder / "cache", console)
-    clips = encode_clips(((request.prompt, clip) for request, clip in pairs), base.codec)
+    clips = encode_clips(((request.prompt, clip) for request, clip in pairs), base.codec, device=base.device)
     examples, others = clips[: -config.watched_prompts], clips[-config.watched_prompts :]
     group = PromptGroup(others.latents_BFCHW[:, None], others.prompts)
     discriminator = build_discriminator(config.discriminator, codec=base.codec, seed=config.seed)

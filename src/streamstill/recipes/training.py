@@ -64,7 +64,11 @@ def taught(
     every = 100 if name == "sft" else 1
     settings = TrainerConfig(steps=config.steps, seed=config.seed, checkpoint_every=every)
     discriminator = build_discriminator(config.discriminator, codec=student.codec, seed=config.seed)
-    real = StudentScore(Student.from_pretrained(config.score).requires_grad_(False)) if name == "dmd" else None
+    real = (
+        StudentScore(Student.from_pretrained(config.score).to(student.device).requires_grad_(False))
+        if name == "dmd"
+        else None
+    )
     method = build_method(name, student, discriminator, examples, _numbers(config), seed=config.seed, real=real)
     return method.objective, method.batches, settings
 
@@ -101,7 +105,8 @@ def cached_examples(cache: Path, student: Student, *, teacher: str) -> ExampleRo
             f"{place} has {len(store)} clips and {_none(student, teacher)}; collect some with --size {size.words}"
         )
     require_one_teacher(place, {entry.teacher for entry in entries})
-    return encode_clips(((entry.request.prompt, clip) for entry, clip in store.read(entries)), student.codec)
+    clips = ((entry.request.prompt, clip) for entry, clip in store.read(entries))
+    return encode_clips(clips, student.codec, device=student.device)
 
 
 def _encoded_examples(store: EncodedStore, student: Student, *, teacher: str) -> StoredExamples:

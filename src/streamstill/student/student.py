@@ -65,6 +65,11 @@ class Student(nn.Module):
             self.text.keep_in(folder)
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """Latent frames, C, H, W of the clips the student was made for."""
         return clip_latents(self.codec, self.config.geometry)
@@ -96,7 +101,7 @@ class Student(nn.Module):
     def _copied(self, config: StudentConfig) -> "Student":
         student = Student(config)
         student.load_state_dict(self.state_dict())
-        return student
+        return student.to(self.device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json``, each whole or not at all; the config comes last.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamstill.codec.video import VideoCodec, to_pixels
 from streamstill.teachers.encoded import EncodedEntry, EncodedStore
@@ -93,14 +93,23 @@ def pieces(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def encode_clip(clip: Clip, codec: VideoCodec, *, device: str = "cpu") -> Tensor:
-    """Latents of one clip, shape (F, C, H, W), on this device."""
-    return codec.encode(to_pixels(clip.frames_FCHW)[None].to(device))[0]
+def encode_clip(clip: Clip, codec: VideoCodec, *, device: torch.device | str | None = None) -> Tensor:
+    """Latents of one clip, shape (F, C, H, W), in ordinary memory.
+
+    Args:
+        device: where the codec works; None is where its own weights are, or the CPU where it has none.
+    """
+    if device is None:
+        weights = codec.parameters() if isinstance(codec, nn.Module) else ()
+        device = next((weight.device for weight in weights), "cpu")
+    return codec.encode(to_pixels(clip.frames_FCHW)[None].to(device))[0].cpu()
 
 
-def encode_clips(clips: Iterable[tuple[str, Clip]], codec: VideoCodec) -> Examples:
-    """Latents of (prompt, clip) pairs of one size."""
-    pairs = [(prompt, encode_clip(clip, codec)) for prompt, clip in clips]
+def encode_clips(
+    clips: Iterable[tuple[str, Clip]], codec: VideoCodec, *, device: torch.device | str | None = None
+) -> Examples:
+    """Latents of (prompt, clip) pairs of one size, in ordinary memory; ``device`` as for one clip."""
+    pairs = [(prompt, encode_clip(clip, codec, device=device)) for prompt, clip in clips]
     return Examples(torch.stack([latents for _, latents in pairs]), tuple(prompt for prompt, _ in pairs))
 
 

@@ -138,8 +138,9 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     storable: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        storage = tensor.untyped_storage().data_ptr()
-        storable[name] = tensor.detach().clone() if storage in seen else tensor.detach().contiguous()
+        kept = tensor.detach().cpu()
+        storage = kept.untyped_storage().data_ptr()
+        storable[name] = kept.clone() if storage in seen else kept.contiguous()
         seen.add(storage)
     return storable
 

@@ -19,6 +19,7 @@ from streamstill.flow.times import random_levels
 from streamstill.streaming.rollout import rollout
 from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup
+from streamstill.training.devices import moved
 from streamstill.training.health_rules import HealthRules, History, alarms, new_alarms
 from streamstill.training.health_vitals import (
     START,
@@ -104,27 +105,28 @@ class Checkup:
     def examine(self, step: int, metrics: Mapping[str, float]) -> Vitals:
         """Everything about the student of now; ``metrics`` are the trainer's of the step."""
         generator, weights = torch.Generator().manual_seed(self.config.seed), self.weights
+        held_out = moved(self.held_out, self.student.device)
         with _at_rest(self.student, self.adversary.judge if self.adversary else None):
             made_PKFCHW = torch.stack(
-                [self._rollouts(generator) for _ in range(self.config.rollouts_per_prompt)], dim=1
+                [self._rollouts(held_out, generator) for _ in range(self.config.rollouts_per_prompt)], dim=1
             )
             return Vitals(
                 step=step,
                 student=self._look(made_PKFCHW),
-                teacher=self._look(self.held_out.latents_PMFCHW),
-                held_out_error=self._held_out_error(generator),
-                judgement=self._judgement(made_PKFCHW, generator),
+                teacher=self._look(held_out.latents_PMFCHW),
+                held_out_error=self._held_out_error(held_out, generator),
+                judgement=self._judgement(held_out, made_PKFCHW, generator),
                 moves=moves(metrics),
                 distance_to_old=weights.to_old() if weights else None,
                 distance_to_start=weights.to_start() if weights else None,
             )
 
-    def _rollouts(self, generator: torch.Generator) -> Tensor:
+    def _rollouts(self, held_out: PromptGroup, generator: torch.Generator) -> Tensor:
         """One rollout for each prompt."""
         return rollout(
             self.student.network,
-            self.student.encode_prompts(self.held_out.prompts),
-            frames=self.held_out.latents_PMFCHW.shape[2],
+            self.student.encode_prompts(held_out.prompts),
+            frames=held_out.latents_PMFCHW.shape[2],
             latent_shape=self.student.latent_shape[1:],
             sampling=self.student.config.sampling,
             generator=generator,
@@ -135,24 +137,23 @@ class Checkup:
         pixels, _ = self.student.codec.decode(latents_PKFCHW.flatten(0, 1).float())
         return look(pixels.clamp(-1, 1))
 
-    def _held_out_error(self, generator: torch.Generator) -> float:
+    def _held_out_error(self, held_out: PromptGroup, generator: torch.Generator) -> float:
         """Of the clean estimate, every chunk of the teacher's first clips at one of the sampler's levels."""
-        clean, network = self.held_out.latents_PMFCHW[:, 0], self.student.network
+        clean, network = held_out.latents_PMFCHW[:, 0], self.student.network
         sampling, chunks = self.student.config.sampling, clean.shape[1] // network.chunk_frames
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         t_BK = random_levels((len(clean), chunks), steps=sampling.steps, shift=sampling.shift, generator=generator)
         t_BK = t_BK.to(clean)
         t_BF = t_BK.repeat_interleave(network.chunk_frames, dim=1)
         x_t = noised(clean, noise, t_BF)
-        text_BLD = self.student.encode_prompts(self.held_out.prompts)
+        text_BLD = self.student.encode_prompts(held_out.prompts)
         velocity = network.velocity_in_context(x_t, t_BK, text_BLD, context_BFCHW=clean).float()
         return float((clean_from_velocity(x_t, velocity, t_BF) - clean).square().mean())
 
-    def _judgement(self, made_PKFCHW: Tensor, generator: torch.Generator) -> Judgement | None:
+    def _judgement(self, held_out: PromptGroup, made_PKFCHW: Tensor, generator: torch.Generator) -> Judgement | None:
         if self.adversary is None:
             return None
-        teacher = Round(self.held_out, self.held_out.latents_PMFCHW)
-        student = Round(self.held_out, made_PKFCHW)
+        teacher, student = Round(held_out, held_out.latents_PMFCHW), Round(held_out, made_PKFCHW)
         scorings = [self.adversary.scores(student, generator) for _ in range(_SCORINGS)]
         return judgement(self.adversary.scores(teacher, generator), scorings)
 

@@ -39,7 +39,7 @@ def own_paths(student: Student, prompts: Sequence[str], *, steps: int, seed: int
         _followed(student, prompts[rows], fine, keep_every=steps // few.steps, generator=generator)
         for rows in pieces(len(prompts), CLIPS_AT_ONCE)
     ]
-    return Paths(torch.cat(points), few.times(), tuple(prompts))
+    return Paths(torch.cat(points).cpu(), few.times(), tuple(prompts))
 
 
 def require_passed(steps: int, *, kept: int) -> None:

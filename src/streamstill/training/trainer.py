@@ -23,6 +23,7 @@ from streamstill.training.checkpoint import (
     require_same_tensors,
     write_state,
 )
+from streamstill.training.devices import moved
 from streamstill.training.ema import Ema, named_tensors
 from streamstill.training.metric_log import MetricLog
 from streamstill.training.objectives.objective import Loss, Objective, Player
@@ -57,6 +58,7 @@ class TrainerConfig:
 class Trainer(Generic[BatchT, TurnT, MicroT]):
     """Runs an objective to its last step, from wherever ``folder`` says that it stopped.
 
+    It trains where the players are: batches are moved to their device, and a state may be resumed on another one.
     Stopping after any step and running again gives the same bits as never stopping (on the CPU), because ``batches`` is
     a function of the step, every step has its own generator, and everything else is in ``folder/training``.
     """
@@ -119,7 +121,7 @@ class Trainer(Generic[BatchT, TurnT, MicroT]):
     def turn(self, step: int) -> dict[str, float]:
         """Perform one step: every player moves once; returns what is worth logging."""
         generator = torch.Generator().manual_seed(step_seed(self.config.seed, step))
-        batch = self.batches(step)
+        batch = moved(self.batches(step), self._device)
         with self._autocast():
             turn = self.objective.begin(batch, step, generator)
         metrics: dict[str, float] = {}
@@ -238,10 +240,14 @@ class Trainer(Generic[BatchT, TurnT, MicroT]):
             for parameter in frozen:
                 parameter.requires_grad_(True)
 
+    @property
+    def _device(self) -> torch.device:
+        """Where the players are."""
+        return next(self._movers[0].player.module.parameters()).device
+
     def _autocast(self) -> torch.autocast:
-        device = next(self._movers[0].player.module.parameters()).device.type
         return torch.autocast(
-            device, torch.bfloat16, enabled=self.config.autocast, cache_enabled=_CAST_CACHE_SEES_GRADIENTS
+            self._device.type, torch.bfloat16, enabled=self.config.autocast, cache_enabled=_CAST_CACHE_SEES_GRADIENTS
         )
 
     def _mover(self, player: str) -> "_Mover[MicroT]":

@@ -96,7 +96,7 @@ class Comparison:
 class Adversary:
     """A discriminator that learns to tell the student of now from the teacher; one player, ``discriminator``.
 
-    An objective by itself (the discriminator's warm-up), and a part of AFD.
+    An objective by itself (the discriminator's warm-up), and a part of AFD. The discriminator is moved to the student.
 
     Raises:
         ValueError: the discriminator does not take what the student's codec gives, or sees latents where the
@@ -105,7 +105,7 @@ class Adversary:
 
     def __init__(self, student: Student, discriminator: nn.Module, config: AdversaryConfig) -> None:
         require_fitting(discriminator, student.codec)
-        self.student, self.discriminator, self.config = student, discriminator, config
+        self.student, self.discriminator, self.config = student, discriminator.to(student.device), config
         self.sampling = student.config.sampling
         self.sees = sees(discriminator)
         self.per_chunk = bool(getattr(discriminator, "per_chunk", False))

@@ -1,0 +1,23 @@
+"""Which device a command works on."""
+
+import torch
+
+WORDS = "cpu, cuda, or cuda:N for one of several GPUs"
+
+
+def device_named(word: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        ValueError: there is no such kind of device, or not here.
+    """
+    kind, _, number = word.partition(":")
+    if kind not in ("cpu", "cuda") or (":" in word and not (kind == "cuda" and number.isdecimal())):
+        raise ValueError(f"unknown device {word!r}; give {WORDS}")
+    if kind == "cuda":
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not there:
+            raise ValueError(f"--device {word} was asked for and torch sees no GPU; use --device cpu")
+        if int(number or 0) >= there:
+            raise ValueError(f"--device {word} was asked for and torch sees {there} GPU(s), counted from 0")
+    return torch.device(word)
