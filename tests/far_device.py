@@ -5,7 +5,7 @@ What only a GPU has (kernels, streams, its generator) is not here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -98,10 +98,10 @@ class _Watched(TorchDispatchMode):
 
 
 class _Made(TorchFunctionMode):
-    """``torch.tensor`` fills the tensor where no dispatch sees it."""
+    """``torch.tensor`` fills the tensor where no dispatch sees it, and ``cuda`` without a number asks CUDA for one."""
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+        args, kwargs = tree_map(_numbered, (tuple(args), dict(kwargs or {})))
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
             device = kwargs.pop("device")
             return func(*args, **kwargs).to(device)
@@ -114,6 +114,7 @@ def _said_to_be_there() -> Iterator[None]:
         mock.patch("torch.cuda._lazy_init"),
         mock.patch("torch.cuda.is_available", return_value=True),
         mock.patch("torch.cuda.device_count", return_value=1),
+        mock.patch("torch._C._InferenceMode", lambda on: torch.no_grad() if on else nullcontext()),  # no subclass can
     ):
         yield
 
@@ -154,6 +155,10 @@ def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return same[id(value)] if id(value) in same else Far(value)
 
     return tree_map(there, made)
+
+
+def _numbered(value: Any) -> Any:
+    return FAR if isinstance(value, (str, torch.device)) and str(value) == FAR.type else value
 
 
 def _near(value: Any) -> Any:

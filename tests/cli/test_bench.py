@@ -121,7 +121,7 @@ def test_a_compiled_student_is_measured(run: Run, student: Path) -> None:
         (("nano", "--ages", "5,"), "cannot read the ages '5,'"),
         (("nano", "--rounds", "0"), "rounds and warmup_chunks must be at least 1, got rounds=0"),
         (("nano", "--dtype", "int8"), "unknown dtype 'int8': choose one of float32, bfloat16, float16"),
-        (("nano", "--device", "tpu"), "unknown device 'tpu': choose one of cpu, cuda"),
+        (("nano", "--device", "tpu"), "unknown device 'tpu'; give cpu, cuda, or cuda:N"),
         (("nano", "--threads", "0"), "--threads must be at least 1, got 0"),
         (("nano", "--height", "0"), "--height must be at least 1, got 0"),
         (("nano", "--width", "30"), "width 30 is not divisible by 8"),

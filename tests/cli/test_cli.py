@@ -1,6 +1,7 @@
 """The commands as a user types them, on input that is right."""
 
 import importlib.util
+import json
 import re
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -18,7 +19,20 @@ from streamstill.types import Clip
 from tests.cli.conftest import Run
 from tests.recipes.tiny import files, read
 
-COMMANDS = ("distill", "collect", "codec", "student", "encode", "train", "stream", "bench", "search", "doctor")
+COMMANDS = (
+    "distill",
+    "collect",
+    "prompts",
+    "codec",
+    "student",
+    "encode",
+    "train",
+    "stream",
+    "drift",
+    "bench",
+    "search",
+    "doctor",
+)
 TINY_SIZE = "8x16x16@8"
 
 
@@ -106,6 +120,18 @@ def test_afd_can_be_trained_by_itself(run: Run, student: Path) -> None:
     assert told.status == 0
     lines = Path("taught/training/metrics.jsonl").read_text().splitlines()
     assert ["student/loss" in line for line in lines] == [False, True]
+
+
+def test_autocast_trains_the_same_student_in_bfloat16(run: Run, student: Path) -> None:
+    run("collect", "world", "--count", 4, "--size", TINY_SIZE, "--cache", "cache")
+    losses = []
+    for word in ("false", "true"):
+        flags = ("--steps", 2, "--out", word, "--set", "batch=2", "--set", f"autocast={word}")
+        assert run("train", student, "--cache", "cache", *flags).status == 0
+        lines = Path(word, "training", "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["student/loss"] for line in lines])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_training_again_goes_on_and_other_settings_are_refused(run: Run, student: Path) -> None:

@@ -41,6 +41,7 @@ class Training:
     afd: AfdConfig = field(default_factory=lambda: AfdConfig(warmup_turns=10))
     methods: Methods = field(default_factory=Methods)  # of gan, dmd and reward-weighted
     discriminator: DiscriminatorConfig = field(default_factory=MotionConfig)
+    autocast: bool = False  # forward passes and losses in bfloat16
     score: str = ""  # folder of a student that sees whole clips, the real score of dmd
     seed: int = 0
 
@@ -62,7 +63,7 @@ def taught(
         )
     examples = cached_examples(cache, student, teacher=config.teacher)
     every = 100 if name == "sft" else 1
-    settings = TrainerConfig(steps=config.steps, seed=config.seed, checkpoint_every=every)
+    settings = TrainerConfig(steps=config.steps, seed=config.seed, checkpoint_every=every, autocast=config.autocast)
     discriminator = build_discriminator(config.discriminator, codec=student.codec, seed=config.seed)
     real = (
         StudentScore(Student.from_pretrained(config.score).to(student.device).requires_grad_(False))

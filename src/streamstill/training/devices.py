@@ -5,10 +5,15 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 BatchT = TypeVar("BatchT")
 CPU = torch.device("cpu")
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's weights are."""
+    return next(module.parameters()).device
 
 
 def moved(batch: BatchT, device: torch.device) -> BatchT:

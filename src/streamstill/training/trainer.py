@@ -23,7 +23,7 @@ from streamstill.training.checkpoint import (
     require_same_tensors,
     write_state,
 )
-from streamstill.training.devices import moved
+from streamstill.training.devices import device_of, moved
 from streamstill.training.ema import Ema, named_tensors
 from streamstill.training.metric_log import MetricLog
 from streamstill.training.objectives.objective import Loss, Objective, Player
@@ -243,7 +243,7 @@ class Trainer(Generic[BatchT, TurnT, MicroT]):
     @property
     def _device(self) -> torch.device:
         """Where the players are."""
-        return next(self._movers[0].player.module.parameters()).device
+        return device_of(self._movers[0].player.module)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(

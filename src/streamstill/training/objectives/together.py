@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from streamstill.training.devices import device_of, moved
 from streamstill.training.objectives.objective import Loss, Objective, Player
 
 
@@ -49,7 +50,8 @@ class Together:
         turn = self.first.begin(batch[0], step, generator)
         if step < self.begins or (step - self.begins) % self.every:
             return Turns(turn, None)
-        return Turns(turn, self.second.begin(batch[1](), step, generator))
+        made = moved(batch[1](), device_of(self.second.players[0].module))
+        return Turns(turn, self.second.begin(made, step, generator))
 
     def micro_batches(self, player: str, turn: Turns, generator: torch.Generator) -> Sequence[Any]:
         """What the objective that owns the player gives it."""
