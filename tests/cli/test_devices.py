@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from streamstill.cli.devices import device_named
+from streamstill.codec.learned import LearnedCodec
+from streamstill.codec.light_decoder import LightDecoder
 from streamstill.media import read_clip
 from tests.cli.conftest import Ended, Run
+from tests.cli.test_codec import TINY_CODEC
 from tests.far_device import FAR, far_device
 from tests.recipes import test_few_steps, test_knowledge
 from tests.recipes.tiny import BASE, FOLDER, QUICKSTART, as_flags
@@ -92,6 +95,28 @@ def streamed_on_both(run: Run, student: Path, *more: object) -> list[NDArray[np.
         on(device, run, "stream", student, "--prompt", PROMPT, "--frames", 8, "--out", f"{device}.mp4", *more)
         made.append(read_clip(Path(f"{device}.mp4")).frames_FCHW.astype(np.float64))
     return made
+
+
+def test_a_codec_and_its_light_decoder(run: Run, cache: Path) -> None:
+    given = ("--cache", cache, "--size", TINY_SIZE, "--steps", 2)
+    learn = as_flags(["learn.reconstruction.adversarial=0.1", "learn.reconstruction.adversarial_from=1"])
+    for device in ("cpu", "cuda"):
+        on(device, run, "codec", "train", *given, *TINY_CODEC, *learn, "--out", device)
+    near, far = (LearnedCodec.from_pretrained(f"{device}/codec").state_dict() for device in ("cpu", "cuda"))
+    for name in near:
+        torch.testing.assert_close(far[name], near[name], rtol=1e-4, atol=1e-5)
+    on(
+        "cuda",
+        run,
+        "codec",
+        "distill",
+        "cpu/codec",
+        *given,
+        *as_flags(["width=8", "batch=2", "rounds=2"]),
+        "--out",
+        "l",
+    )
+    assert LightDecoder.from_pretrained("l/light_decoder").config.width == 8
 
 
 def test_drift(run: Run, student: Path) -> None:

@@ -14,6 +14,7 @@ Cache = Annotated[
 ]
 Size = Annotated[str, typer.Option(help="FRAMESxHEIGHTxWIDTH@FPS.")]
 Steps = Annotated[int | None, typer.Option(help="Steps in all; the default is the recipe's.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or cuda:N.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. --set batch=2.")
 ]
@@ -27,19 +28,21 @@ def codec_train(
     steps: Steps = None,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/codec"),
     overrides: Overrides = None,
+    device: Device = "cpu",
 ) -> None:
     """Learn a small causal autoencoder from clips; the same command goes on where it stopped.
 
     Example: `streamstill codec train --clips my_clips --size 16x96x160@8 --out runs/codec`
     """
     from streamstill.cli.collect import parse_size
+    from streamstill.cli.devices import device_named
     from streamstill.config import with_overrides
     from streamstill.recipes.codec import CodecTrain, run_codec_train
     from streamstill.recipes.codec_parts import ClipSource
 
     source, console = ClipSource(folder=clips, cache=cache), Console(highlight=False)
     config = CodecTrain(geometry=parse_size(size), steps=CodecTrain.steps if steps is None else steps)
-    run_codec_train(with_overrides(config, overrides or []), source, out, console)
+    run_codec_train(with_overrides(config, overrides or []), source, out, console, device=device_named(device))
     given = " ".join(f"--{name} {path}" for name, path in source.named.items())
     console.print(f"next: [bold]streamstill codec distill {out / 'codec'} {given} --size {size}[/bold]", soft_wrap=True)
 
@@ -54,12 +57,14 @@ def codec_distill(
     student: Annotated[str, typer.Option(help="Student or preset whose chunks decoding is timed beside.")] = "nano",
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/light_decoder"),
     overrides: Overrides = None,
+    device: Device = "cpu",
 ) -> None:
     """Teach a light causal decoder what a codec decodes; the same command goes on where it stopped.
 
     Example: `streamstill codec distill runs/codec/codec --clips my_clips --out runs/light_decoder`
     """
     from streamstill.cli.collect import parse_size
+    from streamstill.cli.devices import device_named
     from streamstill.config import with_overrides
     from streamstill.recipes.codec import CodecDistill, run_codec_distill
     from streamstill.recipes.codec_parts import ClipSource, student_of
@@ -72,6 +77,6 @@ def codec_distill(
         steps=CodecDistill.steps if steps is None else steps,
     )
     config, console = with_overrides(config, overrides or []), Console(highlight=False)
-    run_codec_distill(config, source, out, console)
+    run_codec_distill(config, source, out, console, device=device_named(device))
     words = f'{student_of(config.student, config.codec)} --prompt "..." --light-decoder {out / "light_decoder"}'
     console.print(f"next: [bold]streamstill stream {words}[/bold]", soft_wrap=True)

@@ -22,6 +22,7 @@ from streamstill.report.comparison import environment
 from streamstill.report.decoding import decoded, likeness, time_decoders
 from streamstill.training.batches import Examples, encode_clips
 from streamstill.training.crops import Crop, crop_batches, latent_crop_batches
+from streamstill.training.devices import CPU, device_of, moved
 from streamstill.training.discriminators.build import build_discriminator
 from streamstill.training.discriminators.motion import MotionConfig
 from streamstill.training.objectives.autoencoding import Autoencoding, AutoencodingConfig
@@ -92,7 +93,9 @@ class CodecDistill:
         require_positive(self, "width", "blocks", "steps", "batch", "held_out", "rounds")
 
 
-def run_codec_train(config: CodecTrain, source: ClipSource, out: Path, console: Console) -> dict[str, Any]:
+def run_codec_train(
+    config: CodecTrain, source: ClipSource, out: Path, console: Console, *, device: torch.device = CPU
+) -> dict[str, Any]:
     """Train an autoencoder on clips, save it in ``out/codec``; returns what ``report.json`` holds.
 
     Raises:
@@ -107,11 +110,14 @@ def run_codec_train(config: CodecTrain, source: ClipSource, out: Path, console: 
     codec = _seeded(lambda: LearnedCodec(config.codec), config.seed)
     with run.stage("train") as folder:
         console.rule("codec: a clip is encoded and must come back", align="left")
-        codec.begin_with(_pixels(shown))
-        objective = Autoencoding(codec, config.learn, _discriminator(config, codec, config.learn.reconstruction))
+        codec.begin_with(_pixels(shown, CPU))
+        codec.to(device)
+        objective = Autoencoding(
+            codec, config.learn, _discriminator(config, codec, config.learn.reconstruction, device)
+        )
         batches = crop_batches(shown, crop, batch=config.batch, seed=config.seed)
         averaged(train(objective, batches, _settings(config), folder, console, title="codec"), "codec", codec)
-    codec.eval().calibrate(_pixels(shown))
+    codec.eval().calibrate(_pixels(shown, device))
     codec.save_pretrained(out / "codec")
     with run.stage("evaluate"):
         report = _codec_report(codec, shown, held_out, out)
@@ -123,7 +129,9 @@ def run_codec_train(config: CodecTrain, source: ClipSource, out: Path, console: 
     return report
 
 
-def run_codec_distill(config: CodecDistill, source: ClipSource, out: Path, console: Console) -> dict[str, Any]:
+def run_codec_distill(
+    config: CodecDistill, source: ClipSource, out: Path, console: Console, *, device: torch.device = CPU
+) -> dict[str, Any]:
     """Teach a light decoder what a codec decodes, save it in ``out/light_decoder``; returns ``report.json``.
 
     Raises:
@@ -132,26 +140,29 @@ def run_codec_distill(config: CodecDistill, source: ClipSource, out: Path, conso
     """
     source.require()
     codec = open_codec(config.codec)
-    network, text_BLD, sampling = pacemaker(config.student, codec, config.geometry)
+    if isinstance(codec, nn.Module):
+        codec.to(device)
+    network, text_BLD, sampling = pacemaker(config.student, codec, config.geometry, device)
     run = RunFolder.open(out, recipe="codec-distill", config=config, inputs=source.named)
     with run.stage("collect") as folder:
         pairs = source.clips(config.geometry, config.teacher, folder, console)
         with torch.no_grad():
-            examples = encode_clips(pairs, codec)
+            examples = encode_clips(pairs, codec, device=device)
     split = len(_parted(pairs, config.held_out)[0])
     sizes = LightDecoderConfig.of(codec, width=config.width, blocks=config.blocks)
     light = _seeded(lambda: LightDecoder(sizes), config.seed)
     with run.stage("train") as folder:
         console.rule("light decoder: the same latents, the same pixels, less work", align="left")
-        light.begin_with(_demonstrated(codec, examples[:split]))
-        discriminator = _discriminator(config, codec, config.learn.reconstruction)
+        light.begin_with(_demonstrated(codec, examples[:split], device))
+        light.to(device)
+        discriminator = _discriminator(config, codec, config.learn.reconstruction, device)
         objective = DecoderDistillation(light, codec, config.learn, discriminator)
         crop = config.crop.within(*_grid(examples))
         batches = latent_crop_batches(examples[:split], crop, batch=config.batch, seed=config.seed)
         averaged(train(objective, batches, _settings(config), folder, console, title="light decoder"), "decoder", light)
     light.eval().save_pretrained(out / "light_decoder")
     with run.stage("evaluate"):
-        report = _decoder_report(codec, light, pairs, examples, split, out)
+        report = _decoder_report(codec, light, pairs, moved(examples, device), split, out)
         times = time_decoders(
             network,
             text_BLD,
@@ -176,7 +187,7 @@ def _codec_report(codec: LearnedCodec, shown: Pairs, held_out: Pairs, out: Path)
     for name, pairs in (("trained_on", shown), ("held_out", held_out)):
         clips = [clip for _, clip in pairs]
         with torch.inference_mode():
-            latents = encode_clips(pairs, codec).latents_BFCHW
+            latents = encode_clips(pairs, codec).latents_BFCHW.to(device_of(codec))
         made = decoded(codec, latents, fps=clips[0].fps)
         report[name] = {**likeness(made, clips), "latent_std": float(latents.std())}
         label = name.replace("_", " ")
@@ -205,11 +216,11 @@ def _decoder_report(
 
 
 def _discriminator(
-    config: CodecTrain | CodecDistill, codec: VideoCodec, weights: ReconstructionConfig
+    config: CodecTrain | CodecDistill, codec: VideoCodec, weights: ReconstructionConfig, device: torch.device
 ) -> nn.Module | None:
     if weights.adversarial == 0:
         return None
-    return build_discriminator(config.discriminator, codec=codec, seed=config.seed)
+    return build_discriminator(config.discriminator, codec=codec, seed=config.seed).to(device)
 
 
 def _settings(config: CodecTrain | CodecDistill) -> TrainerConfig:
@@ -232,14 +243,14 @@ def _seeded(build: Any, seed: int) -> Any:
         return build()
 
 
-def _pixels(pairs: Pairs) -> Iterator[Tensor]:
-    return (to_pixels(clip.frames_FCHW)[None] for _, clip in pairs)
+def _pixels(pairs: Pairs, device: torch.device) -> Iterator[Tensor]:
+    return (to_pixels(clip.frames_FCHW)[None].to(device) for _, clip in pairs)
 
 
 @torch.no_grad()
-def _demonstrated(codec: VideoCodec, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
+def _demonstrated(codec: VideoCodec, examples: Examples, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     for latents_FCHW in examples.latents_BFCHW:
-        yield latents_FCHW[None], codec.decode(latents_FCHW[None])[0]
+        yield latents_FCHW[None], codec.decode(latents_FCHW[None].to(device))[0].cpu()
 
 
 def _fitting_crop(config: CodecTrain) -> Crop:

@@ -22,6 +22,7 @@ from streamstill.student.sandwich import SandwichDiT
 from streamstill.student.student import Student
 from streamstill.teachers import ClipStore, FolderTeacher
 from streamstill.teachers.place import Place
+from streamstill.training.devices import CPU
 from streamstill.types import Clip, ClipRequest, Geometry
 
 Pairs: TypeAlias = list[tuple[str, Clip]]
@@ -116,8 +117,10 @@ def student_of(student: str, codec: str) -> str:
     return known[0] if known else "STUDENT"
 
 
-def pacemaker(name: str, codec: VideoCodec, geometry: Geometry) -> tuple[StreamingModel[Any], Tensor, Sampling]:
-    """The network whose chunks decoding is timed beside, the text of one clip, and how it samples.
+def pacemaker(
+    name: str, codec: VideoCodec, geometry: Geometry, device: torch.device = CPU
+) -> tuple[StreamingModel[Any], Tensor, Sampling]:
+    """The network whose chunks decoding is timed beside, the text of one clip, both on the device; how it samples.
 
     A preset has random weights and the codec's latent channels: speed does not depend on weights.
 
@@ -130,8 +133,8 @@ def pacemaker(name: str, codec: VideoCodec, geometry: Geometry) -> tuple[Streami
         network = SandwichDiT(preset(name, latent_channels=codec.latent_channels, text_width=size.text_width))
         text_BLD = torch.randn(1, size.text_tokens, size.text_width, generator=torch.Generator().manual_seed(0))
         _require_whole(geometry, codec, network.latent_step)
-        return network.eval(), text_BLD, Sampling()
-    student = Student.from_pretrained(name)
+        return network.eval().to(device), text_BLD.to(device), Sampling()
+    student = Student.from_pretrained(name).to(device)
     own = student.codec
     if (own.latent_channels, tuple(own.compression)) != (codec.latent_channels, tuple(codec.compression)):
         raise ValueError(
