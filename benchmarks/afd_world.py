@@ -59,8 +59,9 @@ SHOWN = (
 )
 SPREAD = ("updates", "seconds", *AGAINST_TEACHER)  # one number a run: least and most stand for the interval
 GIVEN = ("teacher", "base", "warm")  # compared without being taught
-TIMES, IN_SIGHT = 20, "in_sight"  # training lengths of a stream, and what is shown of it
-STREAMED = {"in sight, 5th length": 5, "in sight, 20th": TIMES}
+TIMES = 20  # training lengths of a stream
+LATE = "physics error, 2nd to 20th length"
+STREAMED = ("in sight, 3rd length", "in sight, 20th length", LATE)
 
 
 class Experiment:
@@ -111,7 +112,7 @@ class Experiment:
             student = self._given(name, seed) if name in GIVEN else Student.from_pretrained(kept.with_suffix(""))
             drift = self._streamed(student)
             write_json(streams, {"method": name, "streams": [[_plain(row) for row in one] for one in drift.streams]})
-            self.console.print(f"{self.kind} seed {seed} {name}: in sight {drift.at(IN_SIGHT, drift.length).mean:.3f}")
+            self.console.print(f"{self.kind} seed {seed} {name}: in sight {drift.at('in_sight', TIMES).mean:.3f}")
 
     def _compare(self, name: str, seed: int, kept: Path) -> None:
         """One method's student, taught and judged."""
@@ -234,12 +235,15 @@ def _pooled(runs: list[dict[str, Any]]) -> dict[str, Interval]:
     for name in SPREAD:
         values = [float({**run, **run["sets"]}[name]) for run in runs]
         pooled[name] = Interval(mean=sum(values) / len(values), low=min(values), high=max(values), n=len(values))
-    streamed = [
-        [{name: one[window - 1][IN_SIGHT] for name, window in STREAMED.items()} for one in run["streams"]]
-        for run in runs
-        if run["streams"]
-    ]
+    streamed = [[_of_stream(one) for one in run["streams"]] for run in runs if run["streams"]]
     return pooled | (interval_over_seeds(streamed) if streamed else dict.fromkeys(STREAMED, NO_INTERVAL))
+
+
+def _of_stream(windows: list[dict[str, float | None]]) -> dict[str, float]:
+    """Whether the body is there, and how wrong its flights are beyond the first length; none may be left there."""
+    wrong = [window["physics_error"] for window in windows[1:] if window["physics_error"] is not None]
+    there = (_numbers(windows[number])["in_sight"] for number in (2, TIMES - 1))
+    return dict(zip(STREAMED, (*there, sum(wrong) / len(wrong) if wrong else float("nan")), strict=True))
 
 
 def print_table(out: Path) -> None:

@@ -51,14 +51,17 @@ def test_streams_are_columns_where_there_are_some(tmp_path: Path, capsys: pytest
     assert "in sight" not in capsys.readouterr().out
     path = tmp_path / "sandwich" / "seed1" / "streams" / "warm.json"
     path.parent.mkdir()
-    windows = [{"in_sight": 1 - window / 20, "physics_error": None} for window in range(20)]
+    windows = [
+        {"in_sight": 1 - window / 20, "physics_error": 3.0 if window in (0, 4) else None} for window in range(20)
+    ]
+    windows[7]["physics_error"] = 1.0
     path.write_text(json.dumps({"method": "warm", "streams": [windows, windows]}), encoding="utf-8")
     main(["--out", str(tmp_path), "--table"])
     printed = capsys.readouterr().out
-    assert "in sight, 5th length | in sight, 20th |" in printed
+    assert "in sight, 3rd length | in sight, 20th length | physics error, 2nd to 20th length |" in printed
     (rows,) = tables(printed)
     assert rows["warm"][0] == "2"
-    assert [cell.split()[0] for cell in rows["warm"][-2:]] == ["0.8", "0.05"]
+    assert [cell.split()[0] for cell in rows["warm"][-3:]] == ["0.9", "0.05", "2"]
 
 
 @pytest.mark.slow
