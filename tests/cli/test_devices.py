@@ -135,6 +135,14 @@ def test_devices_by_name() -> None:
             device_named("cuda:1")
 
 
+def test_a_gpu_that_would_stand_idle_is_mentioned(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "not used" not in run("distill", "base", "--out", "without", *as_flags(BASE)).out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    said = run("distill", "base", "--out", "with", *as_flags(BASE)).out
+    assert "Some GPU is here and not used; --device cuda uses it" in said
+
+
 @pytest.mark.parametrize("word", ["tpu", "cuda:x", "cpu:0", "cuda:"])
 def test_an_unknown_device_is_named_before_anything_is_written(run: Run, student: Path, word: str) -> None:
     for words in (("train", student), ("distill", "quickstart"), ("stream", student, "--prompt", PROMPT)):

@@ -35,14 +35,16 @@ def codec_train(
     Example: `streamstill codec train --clips my_clips --size 16x96x160@8 --out runs/codec`
     """
     from streamstill.cli.collect import parse_size
-    from streamstill.cli.devices import device_named
+    from streamstill.cli.devices import device_to_train_on
     from streamstill.config import with_overrides
     from streamstill.recipes.codec import CodecTrain, run_codec_train
     from streamstill.recipes.codec_parts import ClipSource
 
     source, console = ClipSource(folder=clips, cache=cache), Console(highlight=False)
     config = CodecTrain(geometry=parse_size(size), steps=CodecTrain.steps if steps is None else steps)
-    run_codec_train(with_overrides(config, overrides or []), source, out, console, device=device_named(device))
+    run_codec_train(
+        with_overrides(config, overrides or []), source, out, console, device=device_to_train_on(device, console)
+    )
     given = " ".join(f"--{name} {path}" for name, path in source.named.items())
     console.print(f"next: [bold]streamstill codec distill {out / 'codec'} {given} --size {size}[/bold]", soft_wrap=True)
 
@@ -64,7 +66,7 @@ def codec_distill(
     Example: `streamstill codec distill runs/codec/codec --clips my_clips --out runs/light_decoder`
     """
     from streamstill.cli.collect import parse_size
-    from streamstill.cli.devices import device_named
+    from streamstill.cli.devices import device_to_train_on
     from streamstill.config import with_overrides
     from streamstill.recipes.codec import CodecDistill, run_codec_distill
     from streamstill.recipes.codec_parts import ClipSource, student_of
@@ -77,6 +79,6 @@ def codec_distill(
         steps=CodecDistill.steps if steps is None else steps,
     )
     config, console = with_overrides(config, overrides or []), Console(highlight=False)
-    run_codec_distill(config, source, out, console, device=device_named(device))
+    run_codec_distill(config, source, out, console, device=device_to_train_on(device, console))
     words = f'{student_of(config.student, config.codec)} --prompt "..." --light-decoder {out / "light_decoder"}'
     console.print(f"next: [bold]streamstill stream {words}[/bold]", soft_wrap=True)

@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 
 from streamstill.cli.collect import Asked
-from streamstill.cli.devices import device_named
+from streamstill.cli.devices import device_to_train_on
 from streamstill.config import require_one_of, with_overrides
 from streamstill.recipes import (
     Base,
@@ -47,7 +47,7 @@ def run_recipe(
 ) -> None:
     """``streamstill distill``."""
     require_one_of(recipe, RECIPES, "recipe")
-    there = device_named(device)
+    there = device_to_train_on(device, console)
     out = out or Path("runs") / recipe
     if (clips is None) == (recipe == "folder"):
         raise ValueError(
@@ -108,7 +108,7 @@ def train_student(
     """``streamstill train``."""
     config = with_overrides(Training(student=str(student), objective=objective, steps=steps), overrides)
     tracker = TensorBoardTracker(out / "tensorboard") if track else None
-    pupil = Student.from_pretrained(config.student).to(device_named(device))
+    pupil = Student.from_pretrained(config.student).to(device_to_train_on(device, console))
     method, batches, settings = taught(config, pupil, cache)
     run = RunFolder.open(out, recipe="train", config=config, inputs={"cache": Place.of(cache).uri})
     with run.stage("training") as folder:

@@ -1,6 +1,7 @@
 """Which device a command works on."""
 
 import torch
+from rich.console import Console
 
 WORDS = "cpu, cuda, or cuda:N for one of several GPUs"
 
@@ -21,3 +22,11 @@ def device_named(word: str) -> torch.device:
         if int(number or 0) >= there:
             raise ValueError(f"--device {word} was asked for and torch sees {there} GPU(s), counted from 0")
     return torch.device(word)
+
+
+def device_to_train_on(word: str, console: Console) -> torch.device:
+    """The same, and a word about a GPU that would stand idle."""
+    device = device_named(word)
+    if device.type == "cpu" and torch.cuda.is_available():
+        console.print(f"  {torch.cuda.get_device_name()} is here and not used; --device cuda uses it", markup=False)
+    return device
