@@ -19,7 +19,7 @@ from streamstill.flow.times import random_levels
 from streamstill.streaming.rollout import rollout
 from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup
-from streamstill.training.devices import moved
+from streamstill.training.devices import device_of, moved
 from streamstill.training.health_rules import HealthRules, History, alarms, new_alarms
 from streamstill.training.health_vitals import (
     START,
@@ -105,7 +105,7 @@ class Checkup:
     def examine(self, step: int, metrics: Mapping[str, float]) -> Vitals:
         """Everything about the student of now; ``metrics`` are the trainer's of the step."""
         generator, weights = torch.Generator().manual_seed(self.config.seed), self.weights
-        held_out = moved(self.held_out, self.student.device)
+        held_out = moved(self.held_out, device_of(self.student))
         with _at_rest(self.student, self.adversary.judge if self.adversary else None):
             made_PKFCHW = torch.stack(
                 [self._rollouts(held_out, generator) for _ in range(self.config.rollouts_per_prompt)], dim=1

@@ -12,6 +12,7 @@ from streamstill.streaming.rollout import rollout
 from streamstill.student.network import Network
 from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup, pieces, repeated
+from streamstill.training.devices import device_of
 from streamstill.training.discriminators.augmentation import NOTHING, Augmentation
 from streamstill.training.discriminators.average import Average
 from streamstill.training.discriminators.blindfold import Blindfold
@@ -105,7 +106,7 @@ class Adversary:
 
     def __init__(self, student: Student, discriminator: nn.Module, config: AdversaryConfig) -> None:
         require_fitting(discriminator, student.codec)
-        self.student, self.discriminator, self.config = student, discriminator.to(student.device), config
+        self.student, self.discriminator, self.config = student, discriminator.to(device_of(student)), config
         self.sampling = student.config.sampling
         self.sees = sees(discriminator)
         self.per_chunk = bool(getattr(discriminator, "per_chunk", False))

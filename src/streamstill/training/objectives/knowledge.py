@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from streamstill.config import require_one_of, require_positive
-from streamstill.flow.path import expand_time, noised, velocity_between
+from streamstill.flow.path import noised, velocity_between
 from streamstill.flow.times import training_times
 from streamstill.student.network import Network
 from streamstill.student.student import Student
 from streamstill.training.batches import pieces
 from streamstill.training.homework_batches import Taught
 from streamstill.training.objectives.objective import Loss, Player
-from streamstill.training.objectives.regression import require_full_weight_from
+from streamstill.training.objectives.regression import require_full_weight_from, weighed_error
 from streamstill.training.optim import OptimConfig
 
 Mode: TypeAlias = Literal["bidirectional", "causal"]
@@ -155,5 +155,4 @@ class KnowledgeDistillation:
         t_BF = t_BK.repeat_interleave(network.chunk_frames, dim=1)
         x_t = noised(clean, noise, t_BF)
         velocity = velocity_in(network, self.config.mode, x_t, t_BK, text_BLD, clean_BFCHW=clean)
-        error = velocity.float() - target
-        return (error * expand_time((t_BF / self.config.full_weight_from).clamp_max(1), error)).square().mean()
+        return weighed_error(velocity, target, t_BF, full_weight_from=self.config.full_weight_from).mean()

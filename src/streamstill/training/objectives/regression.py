@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from streamstill.flow.path import clean_from_velocity, expand_time, noised, velocity_between
+from streamstill.flow.path import expand_time, velocity_between
 from streamstill.student.student import Student
 from streamstill.training.objectives.objective import Loss
 
@@ -31,20 +31,26 @@ def require_dropout(share: float) -> None:
 
 
 def velocity_error(velocity: Tensor, clean: Tensor, noise: Tensor, t: Tensor, *, full_weight_from: float) -> Tensor:
-    """``error_B``: mean squared error of a velocity on the path from clean to noise, at a time per clip or frame.
+    """``error_B`` of a velocity on the path from clean to noise, at a time per clip or frame."""
+    return weighed_error(velocity, velocity_between(clean, noise), t, full_weight_from=full_weight_from)
+
+
+def weighed_error(velocity: Tensor, target: Tensor, t: Tensor, *, full_weight_from: float) -> Tensor:
+    """``error_B``: mean squared error to a target velocity.
 
     Times below ``full_weight_from`` weigh an error of the clean estimate as it does.
     """
-    error = velocity.float() - velocity_between(clean, noise)
+    error = velocity.float() - target
     error = error * expand_time((t / full_weight_from).clamp_max(1), error)
     return error.square().mean(tuple(range(1, error.ndim)))
 
 
 def velocity_loss(velocity: Tensor, clean: Tensor, noise: Tensor, t: Tensor, *, full_weight_from: float) -> Loss:
-    """The mean ``velocity_error`` of a batch; also logs the error of the clean estimate."""
-    error_B = velocity_error(velocity, clean, noise, t, full_weight_from=full_weight_from)
-    estimate = clean_from_velocity(noised(clean, noise, t), velocity.detach().float(), t)
-    return Loss(error_B.mean(), {"clean_mse": (estimate - clean).square().mean()})
+    """The mean ``velocity_error`` of a batch on the path from clean to noise; also logs that of the clean estimate."""
+    target = velocity_between(clean, noise)
+    error_B = weighed_error(velocity, target, t, full_weight_from=full_weight_from)
+    clean_error = expand_time(t, target) * (velocity.detach().float() - target)
+    return Loss(error_B.mean(), {"clean_mse": clean_error.square().mean()})
 
 
 def shown_text(student: Student, prompts: Sequence[str], hidden_B: Tensor | None) -> Tensor:
