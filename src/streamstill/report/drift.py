@@ -27,6 +27,7 @@ from streamstill.metrics import (
 )
 from streamstill.streaming.rollout import CLIPS_AT_ONCE, stream_chunks
 from streamstill.student.student import Student
+from streamstill.training.batches import pieces
 from streamstill.types import Clip
 from streamstill.worlds import dynamic_degree, parse, physics_error, track
 
@@ -154,11 +155,11 @@ def drift_of(
             f"got {times} lengths of {len(prompts)} videos, {at_once} at once"
         )
     streams: list[Windows] = []
-    for start in range(0, len(prompts), at_once):
-        group = prompts[start : start + at_once]
+    for part in pieces(len(prompts), at_once):
+        group = prompts[part]
         rows: list[list[Mapping[str, float]]] = [[] for _ in group]
-        for clips in streamed_windows(student, group, times=times, seed=seed + start):
-            for number, (row, clip, prompt) in enumerate(zip(rows, clips, group, strict=True), start):
+        for clips in streamed_windows(student, group, times=times, seed=seed + part.start):
+            for number, (row, clip, prompt) in enumerate(zip(rows, clips, group, strict=True), part.start):
                 row.append(measure(clip, prompt))
                 if on_window is not None:
                     on_window(number, clip)
