@@ -2,6 +2,7 @@
 
     python benchmarks/afd_world.py [--out runs/afd_world] [--students sandwich full] [--methods sft afd ...]
         [--seeds 0 1 2] [--seconds 150] [--updates N] [--held-out 512] [--streams 64] [--quick] [--table]
+        [--preset micro --side 64 --base-steps 3000 --device cuda]
 
 A base that saw only the loose world; the real world as a black-box teacher, 200 clips. For each seed one warm student
 is made, then one discriminator that learns to tell it (not along with it: one that was right all the way has margins
@@ -27,9 +28,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
+from streamstill.cli.devices import device_named
 from streamstill.config import write_json
 from streamstill.metrics import NO_INTERVAL, Interval, interval_over_seeds
-from streamstill.recipes.base import ACTIONS, OPEN, Base, run_base, world_prompts
+from streamstill.recipes.base import ACTIONS, OPEN, SMALL, Base, run_base, world_prompts
 from streamstill.recipes.few_steps import FewSteps, in_few_steps
 from streamstill.recipes.methods import Method, build_method, score_of, teach, turns_worth
 from streamstill.recipes.quickstart import SEEN, Quickstart, Warmed, Warmup, held_out, shipped_base, taught, warm_up
@@ -69,13 +71,17 @@ class Experiment:
 
     def __init__(self, student: str, asked: argparse.Namespace, console: Console) -> None:
         self.kind, self.asked, self.console = student, asked, console
-        self.folder: Path = asked.out / (student if asked.corner == "told" else f"{student}_open")
+        other = [str(word) for word in (asked.preset, asked.side) if word not in ("nano", SMALL.height)]
+        self.folder: Path = asked.out / "_".join([student, *(["open"] if asked.corner == "open" else []), *other])
+        self.shipped = student == "sandwich" and not other  # the package has such a base
+        self.device = device_named(asked.device)
         self.teacher = WorldTeacher(World())
 
     def config(self, seed: int) -> Quickstart:
         """The quickstart with a longer warm-up, in which no discriminator learns to speak of."""
         asked = self.asked
         return Quickstart(
+            geometry=replace(SMALL, height=asked.side, width=asked.side),
             actions=ACTIONS if asked.corner == "told" else OPEN,
             warm=Warmup(steps=asked.warm_steps, adversary_turns=1),
             afd=AfdConfig(),  # not used here: what is kept outlives changes of AFD's numbers
@@ -85,21 +91,22 @@ class Experiment:
         )
 
     def base(self) -> Student:
-        """The shipped sandwich, in the open corner after some steps on its prompts; full attention from nothing."""
-        if self.kind == "sandwich" and self.asked.corner == "told":
-            return shipped_base()
-        folder, full, config = self.folder / "base", self.kind == "full", Base()
+        """The shipped sandwich, in the open corner after some steps on its prompts; any other student from nothing."""
+        if self.shipped and self.asked.corner == "told":
+            return shipped_base().to(self.device)
+        folder, asked, config = self.folder / "base", self.asked, Base(geometry=self.config(0).geometry)
         if not (folder / "student" / "config.json").exists():
-            if self.asked.corner == "open":
+            if asked.corner == "open":
                 config = replace(config, actions=OPEN, prompts=900)
-            if full:
-                config = replace(config, layout="FFFF", steps=self.asked.base_steps)
+            if not self.shipped:
+                layout = "full" if self.kind == "full" else None
+                config = replace(config, preset=asked.preset, layout=layout, steps=asked.base_steps)
             else:
                 shipped_base().save_pretrained(folder / "shipped")
                 learn = replace(config.learn, optim=falling(1e-3), ema_decay=0.98)
-                config = replace(config, start=str(folder / "shipped"), learn=learn, steps=self.asked.open_steps)
-            run_base(config, folder, self.console)
-        return Student.from_pretrained(folder / "student")
+                config = replace(config, start=str(folder / "shipped"), learn=learn, steps=asked.open_steps)
+            run_base(config, folder, self.console, device=self.device)
+        return Student.from_pretrained(folder / "student").to(self.device)
 
     def run(self, name: str, seed: int) -> None:
         """Train, judge, stream and keep, unless it has been done."""
@@ -110,7 +117,7 @@ class Experiment:
             self._compare(name, seed, kept)
         if self.asked.streams and not streams.exists():
             student = self._given(name, seed) if name in GIVEN else Student.from_pretrained(kept.with_suffix(""))
-            drift = self._streamed(student)
+            drift = self._streamed(student.to(self.device) if student else None)
             write_json(streams, {"method": name, "streams": [[_plain(row) for row in one] for one in drift.streams]})
             self.console.print(f"{self.kind} seed {seed} {name}: in sight {drift.at('in_sight', TIMES).mean:.3f}")
 
@@ -318,7 +325,10 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--streams", type=int, default=64, help="of 20 training lengths; 0 leaves them out")
     parser.add_argument("--warm-steps", type=int, default=600)
     parser.add_argument("--judge-turns", type=int, default=12)
-    parser.add_argument("--base-steps", type=int, default=3000, help="of full attention, from nothing")
+    parser.add_argument("--base-steps", type=int, default=3000, help="of a student that is not shipped, from nothing")
+    parser.add_argument("--preset", default="nano", help="size of the student")
+    parser.add_argument("--side", type=int, default=SMALL.height, help="of the pictures, pixels")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--corner", default="told", choices=["told", "open"], help="what happens is told, or left open")
     parser.add_argument("--open-steps", type=int, default=800, help="of the shipped base on the open corner's prompts")
     parser.add_argument("--steps", type=int, default=4, help="of every student; fewer than 4 are learned first")

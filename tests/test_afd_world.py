@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from streamstill.report.comparison import AGAINST_TEACHER, METRICS
+from streamstill.student.presets import preset
+from streamstill.student.sandwich import SandwichConfig
 from streamstill.student.student import Student
 from tests.test_benchmarks import script, tables
 
@@ -108,6 +110,21 @@ def test_in_the_open_corner_every_student_takes_the_few_steps_asked_for(tmp_path
     assert recipe["config"]["actions"] == ["move"]
     paths = [load_file(kept / who / "paths" / "paths.safetensors")["points"] for who in ("base", "seed0/warm")]
     assert not torch.equal(*paths)  # the warm student's own, and the base's own
+
+
+@pytest.mark.slow
+def test_another_size_begins_with_a_base_of_its_own(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    words = ["--out", str(tmp_path), "--seeds", "0", "--methods", "sft", "--updates", "1", "--streams", "0"]
+    words += ["--preset", "micro", "--side", "16", "--base-steps", "1", "--warm-steps", "1"]
+    try:
+        main([*words, "--held-out", "8", "--clips", "4"])
+    finally:
+        torch.set_num_threads(threads)
+    student = Student.from_pretrained(tmp_path / "sandwich_micro_16" / "seed0" / "sft")
+    assert isinstance(student.config.network, SandwichConfig)
+    assert student.config.network.layout == preset("micro").layout
+    assert (student.config.geometry.height, student.config.geometry.width) == (16, 16)
 
 
 def test_a_method_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) -> None:
