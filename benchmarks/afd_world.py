@@ -23,7 +23,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from afd_variants import JUDGED, MAIN, PAIRS, VARIANTS, falling, methods_of
+from _afd_variants import JUDGED, MAIN, PAIRS, VARIANTS, falling, methods_of
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
