@@ -38,7 +38,7 @@ from streamstill.recipes.quickstart import SEEN, Quickstart, Warmed, Warmup, hel
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import students_clips
 from streamstill.report.comparison import AGAINST_TEACHER, against_teacher, rows_of
-from streamstill.report.drift import Drift, drift_of, drift_of_clips, world_looks
+from streamstill.report.drift import Drift, drift_of, drift_of_clips, world_looks, world_streams
 from streamstill.student.student import Student
 from streamstill.teachers import WorldTeacher
 from streamstill.tensor_file import write_tensors
@@ -221,9 +221,7 @@ class Experiment:
         if student is not None:
             return drift_of(student.eval(), prompts, world_looks, times=TIMES)
         size = self.config(0).geometry
-        long = replace(size, frames=TIMES * size.frames)
-        clips = [self.teacher.generate(ClipRequest.of(long, prompt=p, seed=i)) for i, p in enumerate(prompts)]
-        return drift_of_clips(clips, prompts, world_looks, frames=size.frames)
+        return drift_of_clips(world_streams(prompts, size, times=TIMES), prompts, world_looks, frames=size.frames)
 
 
 def table(out: Path) -> dict[str, dict[str, dict[str, Interval]]]:
@@ -266,7 +264,7 @@ def print_table(out: Path) -> None:
             if {"base", "teacher"} <= by.keys() and name not in ("base", "teacher"):
                 base, best = by["base"]["physics_error"].mean, by["teacher"]["physics_error"].mean
                 closed = f"{(base - row['physics_error'].mean) / (base - best):.0%}"
-            cells = "".join(f" {_cell(row[metric])} |" for metric in shown)
+            cells = "".join(f" {row[metric].words} |" for metric in shown)
             spent = f"{row['updates'].mean:.0f} | {row['seconds'].mean:.0f}"
             print(f"| {name} | {row['updates'].n} | {spent} | {closed} |{cells}")
         _draw(by, order, out / f"{kind}.png")
@@ -285,10 +283,6 @@ def _draw(by: dict[str, dict[str, Interval]], order: list[str], path: Path) -> N
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def _cell(value: Interval) -> str:
-    return f"{value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]" if value.n else ""
 
 
 def _line(result: dict[str, Any]) -> str:

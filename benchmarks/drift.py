@@ -8,20 +8,16 @@ figure.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 
-from streamstill.metrics import Interval
+from streamstill.cli.long_streams import named_folder
 from streamstill.recipes.base import world_prompts
 from streamstill.recipes.quickstart import shipped_base
-from streamstill.report.drift import Drift, drift_of, drift_of_clips, world_looks
+from streamstill.report.drift import Drift, drift_of, drift_of_clips, world_looks, world_streams
 from streamstill.student.student import Student
-from streamstill.teachers import WorldTeacher
-from streamstill.types import ClipRequest
-from streamstill.worlds import World
 
 METRICS = ("in_sight", "size", "dynamic_degree", "sharpness", "physics_error")
 WINDOWS = (1, 2, 3, 5, 10)  # of the table, and the last
@@ -36,7 +32,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/drift.png"))
     asked = parser.parse_args(words)
     torch.set_num_threads(1)
-    students = dict(_named(word) for word in asked.students) or {"base": shipped_base()}
+    folders = [named_folder(word) for word in asked.students]
+    students = {name: Student.from_pretrained(folder) for name, folder in folders} or {"base": shipped_base()}
     if len(students) < len(asked.students):
         raise SystemExit(f"two of {asked.students} have one name; give each a name of its own, NAME=STUDENT")
     prompts = world_prompts(asked.clips, seed=11)
@@ -44,19 +41,11 @@ def main(words: list[str] | None = None) -> None:
     if len(sizes) > 1:
         raise SystemExit(f"the students make clips of {len(sizes)} sizes; compare those of one size")
     (size,) = sizes
-    long, teacher = replace(size, frames=asked.times * size.frames), WorldTeacher(World())
-    clips = [teacher.generate(ClipRequest.of(long, prompt=prompt, seed=i)) for i, prompt in enumerate(prompts)]
+    clips = world_streams(prompts, size, times=asked.times)
     parties = {"world": drift_of_clips(clips, prompts, world_looks, frames=size.frames)}
     parties |= {name: drift_of(one.eval(), prompts, world_looks, times=asked.times) for name, one in students.items()}
     _print(parties, asked.times)
     _draw(parties, asked.times, asked.out)
-
-
-def _named(word: str) -> tuple[str, Student]:
-    """``NAME=FOLDER``, or a folder, which is called by its own name."""
-    name, separator, folder = word.partition("=")
-    path = Path(folder if separator else word)
-    return (name if separator else path.name), Student.from_pretrained(path)
 
 
 def _print(parties: dict[str, Drift], times: int) -> None:
@@ -65,13 +54,8 @@ def _print(parties: dict[str, Drift], times: int) -> None:
     print("|---|---|" + "---|" * len(shown))
     for metric in METRICS:
         for who, drift in parties.items():
-            cells = "".join(f" {_cell(drift.at(metric, window))} |" for window in shown)
+            cells = "".join(f" {drift.at(metric, window).words} |" for window in shown)
             print(f"| {metric.replace('_', ' ')} | {who} |{cells}")
-
-
-def _cell(value: Interval) -> str:
-    """Mean and interval; nothing where no clip has the measure, as physics error where every body rests."""
-    return f"{value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]" if value.n else ""
 
 
 def _draw(parties: dict[str, Drift], times: int, out: Path) -> None:

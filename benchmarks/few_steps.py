@@ -68,7 +68,7 @@ def _scores(student: Student, steps: int, requests: list[ClipRequest], seed: int
 
 
 def _row(name: str, steps: int, scores: Scores, reference: Scores) -> str:
-    cells = "".join(f" {scores[m].mean:.3g} [{scores[m].low:.3g}, {scores[m].high:.3g}] |" for m in SHOWN)
+    cells = "".join(f" {scores[m].words} |" for m in SHOWN)
     apart, excess = differences(scores, reference)
     return f"| {name} | {steps} |{cells} {apart:.1%}; {excess:+.0%} |"
 

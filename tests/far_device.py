@@ -148,9 +148,8 @@ def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     made = func(*near_args, **near_kwargs)
     if func is _aten.copy_.default:
         return args[0]
-    if (
-        func is _aten.convolution_backward.default
-    ):  # as its weights lie in memory, or autograd copies it where none sees
+    if func is _aten.convolution_backward.default:
+        # a weight's gradient must lie in memory as the weight does, or autograd copies it where nobody sees
         made = (made[0], None if made[1] is None else made[1].contiguous(), made[2])
     same = {id(tensor.held): tensor for tensor in far}
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from streamstill.cli.threads import torch_threads
 from streamstill.report.comparison import AGAINST_TEACHER, METRICS
 from streamstill.student.presets import preset
 from streamstill.student.sandwich import SandwichConfig
@@ -68,18 +69,15 @@ def test_streams_are_columns_where_there_are_some(tmp_path: Path, capsys: pytest
 
 @pytest.mark.slow
 def test_a_method_is_run_once_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    threads = torch.get_num_threads()
     words = ["--out", str(tmp_path), "--seeds", "0", "--methods", "sft", "--updates", "1"]
     words += ["--held-out", "8", "--clips", "4", "--warm-steps", "1"]
     kept = tmp_path / "sandwich" / "seed0" / "sft.json"
     streams = kept.parent / "streams" / kept.name
-    try:
+    with torch_threads(None):
         main([*words, "--streams", "0"])
         first, changed = json.loads(kept.read_text(encoding="utf-8")), kept.stat().st_mtime_ns
         assert not streams.exists()
         main([*words, "--streams", "1"])
-    finally:
-        torch.set_num_threads(threads)
     assert kept.stat().st_mtime_ns == changed
     (stream,) = json.loads(streams.read_text(encoding="utf-8"))["streams"]
     world = json.loads((streams.parent / "teacher.json").read_text(encoding="utf-8"))["streams"][0]
@@ -96,13 +94,10 @@ def test_a_method_is_run_once_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.slow
 def test_in_the_open_corner_every_student_takes_the_few_steps_asked_for(tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
     words = ["--out", str(tmp_path), "--seeds", "0", "--methods", "sft", "--updates", "1", "--corner", "open"]
     words += ["--steps", "2", "--few-updates", "1", "--open-steps", "1", "--streams", "0"]
-    try:
+    with torch_threads(None):
         main([*words, "--held-out", "8", "--clips", "4", "--warm-steps", "1"])
-    finally:
-        torch.set_num_threads(threads)
     kept = tmp_path / "sandwich_open"
     assert Student.from_pretrained(kept / "seed0" / "sft").config.sampling.steps == 2
     assert Student.from_pretrained(kept / "base" / "student").config.sampling.steps == 4
@@ -114,13 +109,10 @@ def test_in_the_open_corner_every_student_takes_the_few_steps_asked_for(tmp_path
 
 @pytest.mark.slow
 def test_another_size_begins_with_a_base_of_its_own(tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
     words = ["--out", str(tmp_path), "--seeds", "0", "--methods", "sft", "--updates", "1", "--streams", "0"]
     words += ["--preset", "micro", "--side", "16", "--base-steps", "1", "--warm-steps", "1"]
-    try:
+    with torch_threads(None):
         main([*words, "--held-out", "8", "--clips", "4"])
-    finally:
-        torch.set_num_threads(threads)
     student = Student.from_pretrained(tmp_path / "sandwich_micro_16" / "seed0" / "sft")
     assert isinstance(student.config.network, SandwichConfig)
     assert student.config.network.layout == preset("micro").layout

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
+from streamstill.cli.threads import torch_threads
 from streamstill.recipes.quickstart import shipped_base
 from tests.test_benchmarks import loaded
 
@@ -14,11 +14,8 @@ drift = loaded("drift")
 
 def drifted(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The lines of the table."""
-    threads = torch.get_num_threads()
-    try:
+    with torch_threads(None):
         drift.main(words)
-    finally:
-        torch.set_num_threads(threads)
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
 
 

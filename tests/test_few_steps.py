@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-import torch
 
+from streamstill.cli.threads import torch_threads
 from streamstill.metrics import Interval
 from streamstill.recipes.quickstart import shipped_base
 from tests.test_benchmarks import loaded, tables
@@ -27,12 +27,9 @@ def test_the_farthest_metric_and_the_excess_of_the_error() -> None:
 
 @pytest.mark.slow
 def test_a_student_is_asked_with_each_number_of_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    threads = torch.get_num_threads()
     shipped_base().save_pretrained(tmp_path / "run" / "student")
-    try:
+    with torch_threads(None):
         few_steps.main([str(tmp_path / "run" / "student"), "--steps", "1", "--against", "2", "--held-out", "4"])
-    finally:
-        torch.set_num_threads(threads)
     printed = capsys.readouterr().out
     assert [line.split("|")[1:3] for line in printed.splitlines()[2:]] == [
         [" run/student ", " 2 "],

@@ -165,6 +165,8 @@ def test_what_is_not_a_number_is_left_out_and_nothing_left_is_refused() -> None:
 def test_nothing_to_average_is_no_interval_where_that_may_be() -> None:
     nothing = interval_if_any([math.nan])
     assert nothing.n == 0
+    assert nothing.words == ""
+    assert Interval(mean=0.4567, low=0.441, high=0.48, n=2).words == "0.457 [0.441, 0.48]"
     assert nothing.as_json() == {"mean": None, "low": None, "high": None, "n": 0}
     assert interval_if_any([1.0, math.nan, 3.0]) == interval([1.0, 3.0])
 

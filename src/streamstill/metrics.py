@@ -31,6 +31,11 @@ class Interval:
         """Whether the two intervals do not touch."""
         return self.high < other.low or other.high < self.low
 
+    @property
+    def words(self) -> str:
+        """``0.46 [0.44, 0.48]``; nothing where no clip has the number, as an error of flight where every body rests."""
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]" if self.n else ""
+
     def as_json(self) -> dict[str, float | int | None]:
         """Plain values; JSON has no NaN, null stands for it."""
         return {name: None if math.isnan(number) else number for name, number in asdict(self).items()}

@@ -123,7 +123,7 @@ def test_afd_can_be_trained_by_itself(run: Run, student: Path) -> None:
 
 
 def test_autocast_trains_the_same_student_in_bfloat16(run: Run, student: Path) -> None:
-    run("collect", "world", "--count", 4, "--size", TINY_SIZE, "--cache", "cache")
+    collected(run, 4)
     losses = []
     for word in ("false", "true"):
         flags = ("--steps", 2, "--out", word, "--set", "batch=2", "--set", f"autocast={word}")

@@ -14,13 +14,13 @@ from streamstill.codec.learned import LearnedCodec
 from streamstill.codec.light_decoder import LightDecoder
 from streamstill.media import read_clip
 from tests.cli.conftest import Ended, Run
+from tests.cli.test_cli import TINY_SIZE, collected
 from tests.cli.test_codec import TINY_CODEC
 from tests.far_device import FAR, far_device
 from tests.recipes import test_few_steps, test_knowledge
 from tests.recipes.tiny import BASE, FOLDER, QUICKSTART, as_flags
 
 PROMPT = "A red ball is dropped."
-TINY_SIZE = "8x16x16@8"
 WEIGHTS = "student/model.safetensors"
 
 
@@ -42,7 +42,7 @@ def same_on_both(run: Run, written: str, *words: object) -> None:
 
 @pytest.fixture
 def cache(run: Run, student: Path) -> Path:
-    assert run("collect", "world", "--count", 6, "--size", TINY_SIZE, "--cache", "cache").status == 0
+    collected(run)
     return Path("cache")
 
 
@@ -105,17 +105,8 @@ def test_a_codec_and_its_light_decoder(run: Run, cache: Path) -> None:
     near, far = (LearnedCodec.from_pretrained(f"{device}/codec").state_dict() for device in ("cpu", "cuda"))
     for name in near:
         torch.testing.assert_close(far[name], near[name], rtol=1e-4, atol=1e-5)
-    on(
-        "cuda",
-        run,
-        "codec",
-        "distill",
-        "cpu/codec",
-        *given,
-        *as_flags(["width=8", "batch=2", "rounds=2"]),
-        "--out",
-        "l",
-    )
+    light = as_flags(["width=8", "batch=2", "rounds=2"])
+    on("cuda", run, "codec", "distill", "cpu/codec", *given, *light, "--out", "l")
     assert LightDecoder.from_pretrained("l/light_decoder").config.width == 8
 
 

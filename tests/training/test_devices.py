@@ -75,7 +75,7 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("name", [*METHODS, "score"])
 def test_every_method_learns_on_another_device_as_on_the_cpu(name: str, tmp_path: Path) -> None:
-    numbers = Methods(batch=2, prompts_per_update=2, afd=replace(ALL_AT_ONCE))
+    numbers = Methods(batch=2, prompts_per_update=2, afd=ALL_AT_ONCE)
     near = taught(name, CPU, numbers, tmp_path / "near")
     with far_device() as device:
         far = taught(name, device, numbers, tmp_path / "far")

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from streamstill.cli.options import Device
+
 codec_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
 Clips = Annotated[Path | None, typer.Option(help="Folder of videos with captions.")]
@@ -14,7 +16,6 @@ Cache = Annotated[
 ]
 Size = Annotated[str, typer.Option(help="FRAMESxHEIGHTxWIDTH@FPS.")]
 Steps = Annotated[int | None, typer.Option(help="Steps in all; the default is the recipe's.")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or cuda:N.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. --set batch=2.")
 ]

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from streamstill.cli.options import Device
+
 
 def drift(
     students: Annotated[list[str], typer.Argument(metavar="[NAME=]STUDENT...", help="Folders of students.")],
@@ -17,7 +19,7 @@ def drift(
     steps: Annotated[int | None, typer.Option(help="Sampling steps; the default is each student's own.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed is other streams.")] = 0,
     at_once: Annotated[int, typer.Option(help="Streams that are made together; fewer need less memory.")] = 16,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:N.")] = "cpu",
+    device: Device = "cpu",
     out: Annotated[Path, typer.Option(help="JSON to write; a strip of pictures goes beside it.")] = Path(
         "runs/drift.json"
     ),

@@ -1,7 +1,7 @@
 """What ``streamstill drift`` does: students beside each other on the same prompts, far beyond the training length."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,20 @@ from streamstill.config import require_positive, write_json
 from streamstill.media import write_strip
 from streamstill.recipes.base import world_prompts
 from streamstill.report.comparison import environment
-from streamstill.report.drift import Drift, as_table, drift_of, drift_of_clips, looks, windows_of, world_looks
+from streamstill.report.drift import (
+    Drift,
+    as_table,
+    drift_of,
+    drift_of_clips,
+    looks,
+    windows_of,
+    world_looks,
+    world_streams,
+)
 from streamstill.student.student import Student
-from streamstill.teachers import WorldTeacher
 from streamstill.teachers.prompts import read_prompts
-from streamstill.types import Clip, ClipRequest, Frames, Geometry
-from streamstill.worlds import World, parse
+from streamstill.types import Clip, Frames
+from streamstill.worlds import parse
 
 SHOWN, COLUMNS = 3, 10  # streams of each student in the strip, and frames of each
 WORLD = "world"  # beside students that answer prompts of the embedded world
@@ -55,7 +63,7 @@ class Asked:
     @property
     def folders(self) -> list[tuple[str, Path]]:
         """Their names and where they are."""
-        return [_named(word) for word in self.students]
+        return [named_folder(word) for word in self.students]
 
     def loaded(self) -> dict[str, Student]:
         """The students by name, with the steps that were asked for.
@@ -91,7 +99,7 @@ def tell_drift(asked: Asked, console: Console) -> None:
     console.print(f"  {asked.count} prompts {whose}, {asked.times} times {size.frames} frames", soft_wrap=True)
     parties: dict[str, Drift] = {}
     if in_world:
-        clips = _world_clips(prompts, replace(size, frames=asked.times * size.frames))
+        clips = world_streams(prompts, size, times=asked.times)
         parties[WORLD] = drift_of_clips(clips, prompts, measure, frames=size.frames)
         glimpses.of_clips(WORLD, clips, size.frames)
     for name, student in students.items():
@@ -143,11 +151,6 @@ class _Glimpses:
         write_strip(path, clips, labels=[party for _, party in rows], columns=columns)
 
 
-def _world_clips(prompts: Sequence[str], size: Geometry) -> list[Clip]:
-    teacher = WorldTeacher(World())
-    return [teacher.generate(ClipRequest.of(size, prompt=prompt, seed=i)) for i, prompt in enumerate(prompts)]
-
-
 def _is_of_world(prompt: str) -> bool:
     try:
         parse(prompt)
@@ -156,7 +159,7 @@ def _is_of_world(prompt: str) -> bool:
     return True
 
 
-def _named(word: str) -> tuple[str, Path]:
+def named_folder(word: str) -> tuple[str, Path]:
     """``NAME=FOLDER``, or a folder, which is called by its own name."""
     name, separator, folder = word.partition("=")
     path = Path(folder if separator else word)

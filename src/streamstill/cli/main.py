@@ -9,6 +9,7 @@ from rich.console import Console
 
 from streamstill.cli.codec import codec_app
 from streamstill.cli.drift import drift
+from streamstill.cli.options import Device
 from streamstill.cli.prompts import prompts
 from streamstill.cli.student import student
 
@@ -44,7 +45,6 @@ Out = Annotated[Path | None, typer.Option(help="Folder of the run; the default i
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. --set afd_updates=4.")
 ]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or cuda:N.")]
 LightDecoderFolder = Annotated[
     Path | None, typer.Option("--light-decoder", help="Folder of a light decoder, to decode with it.")
 ]

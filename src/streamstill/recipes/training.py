@@ -65,13 +65,14 @@ def taught(
     every = 100 if name == "sft" else 1
     settings = TrainerConfig(steps=config.steps, seed=config.seed, checkpoint_every=every, autocast=config.autocast)
     discriminator = build_discriminator(config.discriminator, codec=student.codec, seed=config.seed)
-    real = (
-        StudentScore(Student.from_pretrained(config.score).to(student.device).requires_grad_(False))
-        if name == "dmd"
-        else None
-    )
+    real = _real_score(config, student) if name == "dmd" else None
     method = build_method(name, student, discriminator, examples, _numbers(config), seed=config.seed, real=real)
     return method.objective, method.batches, settings
+
+
+def _real_score(config: Training, student: Student) -> StudentScore:
+    """What ``dmd`` matches, beside the student."""
+    return StudentScore(Student.from_pretrained(config.score).to(student.device).requires_grad_(False))
 
 
 def _numbers(config: Training) -> Methods:

@@ -27,9 +27,10 @@ from streamstill.metrics import (
 )
 from streamstill.streaming.rollout import CLIPS_AT_ONCE, stream_chunks
 from streamstill.student.student import Student
+from streamstill.teachers import WorldTeacher
 from streamstill.training.batches import pieces
-from streamstill.types import Clip
-from streamstill.worlds import dynamic_degree, parse, physics_error, track
+from streamstill.types import Clip, ClipRequest, Geometry
+from streamstill.worlds import World, dynamic_degree, parse, physics_error, track
 
 Measure = Callable[[Clip, str], Mapping[str, float]]  # of a window and its prompt
 OnWindow = Callable[[int, Clip], None]  # the number of the stream, and its next window
@@ -171,6 +172,12 @@ def drift_of_clips(clips: Sequence[Clip], prompts: Sequence[str], measure: Measu
     """The same of long clips that are there already, in windows of ``frames``; what is left at the end is left out."""
     pairs = zip(clips, prompts, strict=True)
     return Drift([[measure(part, prompt) for part in windows_of(clip, frames)] for clip, prompt in pairs])
+
+
+def world_streams(prompts: Sequence[str], size: Geometry, *, times: int) -> list[Clip]:
+    """The real world's own videos of ``times`` clips of this size, one for each prompt."""
+    teacher, long = WorldTeacher(World()), replace(size, frames=times * size.frames)
+    return [teacher.generate(ClipRequest.of(long, prompt=prompt, seed=i)) for i, prompt in enumerate(prompts)]
 
 
 def windows_of(clip: Clip, frames: int) -> list[Clip]:
