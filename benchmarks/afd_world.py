@@ -15,6 +15,7 @@ its students as well, and not done again; several processes with other seeds may
 
 import argparse
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -61,6 +62,7 @@ SHOWN = (
 )
 SPREAD = ("updates", "seconds", *AGAINST_TEACHER)  # one number a run: least and most stand for the interval
 GIVEN = ("teacher", "base", "warm")  # compared without being taught
+SHARED = GIVEN[:2]  # the same for all seeds, and so are their streams
 TIMES = 20  # training lengths of a stream
 LATE = "physics error, 2nd to 20th length"
 STREAMED = ("in sight, 3rd length", "in sight, 20th length", LATE)
@@ -115,6 +117,9 @@ class Experiment:
         streams.parent.mkdir(parents=True, exist_ok=True)
         if not kept.exists():
             self._compare(name, seed, kept)
+        done = sorted(self.folder.glob(f"seed*/streams/{kept.name}")) if name in SHARED else []
+        if self.asked.streams and done and not streams.exists():
+            shutil.copyfile(done[0], streams)
         if self.asked.streams and not streams.exists():
             student = self._given(name, seed) if name in GIVEN else Student.from_pretrained(kept.with_suffix(""))
             drift = self._streamed(student.to(self.device) if student else None)

@@ -93,6 +93,21 @@ def test_a_method_is_run_once_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.slow
+def test_streams_of_base_and_teacher_are_made_once_for_all_seeds(tmp_path: Path) -> None:
+    words = ["--out", str(tmp_path), "--methods", "sft", "--updates", "1", "--streams", "1"]
+    words += ["--held-out", "8", "--clips", "4", "--warm-steps", "1"]
+    made = tmp_path / "sandwich" / "seed0" / "streams" / "base.json"
+    made.parent.mkdir(parents=True)
+    made.write_text(json.dumps({"method": "base", "streams": []}), encoding="utf-8")
+    with torch_threads(None):
+        main([*words, "--seeds", "1"])
+    streams = tmp_path / "sandwich" / "seed1" / "streams"
+    assert (streams / "base.json").read_bytes() == made.read_bytes()
+    assert json.loads((streams / "warm.json").read_text(encoding="utf-8"))["streams"]
+    assert json.loads((streams / "teacher.json").read_text(encoding="utf-8"))["streams"]
+
+
+@pytest.mark.slow
 def test_in_the_open_corner_every_student_takes_the_few_steps_asked_for(tmp_path: Path) -> None:
     words = ["--out", str(tmp_path), "--seeds", "0", "--methods", "sft", "--updates", "1", "--corner", "open"]
     words += ["--steps", "2", "--few-updates", "1", "--open-steps", "1", "--streams", "0"]

@@ -132,6 +132,9 @@ def test_a_folder_without_clips_says_what_belongs_there(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(" ")
     with pytest.raises(ValueError, match=r"the caption .*a\.txt is empty"):
         FolderTeacher.open(tmp_path)
+    (tmp_path / "a.txt").write_bytes("ein Bär".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.txt is not written in UTF-8 .*; save it as UTF-8"):
+        FolderTeacher.open(tmp_path)
 
 
 def test_a_bad_video_is_named_when_it_is_asked_for(folder: Path, tmp_path: Path) -> None:

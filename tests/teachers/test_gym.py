@@ -212,6 +212,25 @@ def test_a_prompt_that_says_something_else_is_refused() -> None:
         teacher.generate(asked("a clock of shade 40"))
 
 
+def test_a_value_may_have_several_words() -> None:
+    told: list[tuple[str, str]] = []
+
+    def listening(env: Any, parameters: Mapping[str, Any], seed: int) -> Callable[[Any], Any]:
+        told.append((parameters["color"], parameters["thing"]))
+        return random_policy(env, parameters, seed)
+
+    colors, things = ["dark red", "red", "dark"], ["ball", "red ball"]
+    many = config(
+        prompt="a {color} {thing} falls",
+        parameters={"color": colors, "thing": things},
+        places={"color": "policy", "thing": "policy"},
+        policy="ear",
+    )
+    for color in colors[:2]:
+        GymTeacher.of(many, listening).generate(asked(f"a {color} ball falls", frames=1))
+    assert told == [("dark red", "ball"), ("red", "ball")]
+
+
 def test_words_that_look_like_patterns_are_words_and_a_parameter_may_be_said_twice() -> None:
     odd = config(prompt="{{a}} (b|c)? {shade}, so {shade}*", parameters={"shade": [7, 77]})
     teacher = GymTeacher.of(odd)

@@ -232,6 +232,13 @@ def test_what_cannot_be_held_out_says_why(held_out: float | int, said: str) -> N
         split(rows("a", "b"), held_out)
 
 
+def test_a_column_called_prompt_does_not_replace_the_prompt(tmp_path: Path) -> None:
+    row = PromptRow(prompt="cat, film", columns={"prompt": "cat", "style": "film"}, where="the template")
+    write_prompts(tmp_path / "a.jsonl", [row])
+    (read,) = read_prompts(tmp_path / "a.jsonl")
+    assert (read.prompt, dict(read.columns)) == ("cat, film", {"style": "film"})
+
+
 def test_what_is_written_is_plain_json(tmp_path: Path) -> None:
     write_prompts(tmp_path / "a.jsonl", rows("红球", color="red"))
     assert (tmp_path / "a.jsonl").read_text(encoding="utf-8") == '{"prompt": "红球", "color": "red"}\n'

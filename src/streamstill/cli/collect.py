@@ -246,9 +246,9 @@ def _estimate(
     known, idempotent = frozenset(store.keys()), is_idempotent(teacher)
     todo = plan(by_key, known, rows, idempotent=idempotent, retry=config.retry)
     console.print(f"  {_counted(todo)}")
-    money, before = todo.cost(teacher.price), spent[teacher.name].money if teacher.name in spent else 0.0
+    money = todo.cost(teacher)
     cost = "unknown, as the config has no price" if money is None else f"{money:.2f}"
-    console.print(f"  estimated cost of the new ones: {cost}; estimated so far: {before:.2f}; nothing was asked")
+    console.print(f"  estimated cost of the new ones: {cost}; estimated so far: {spent.money:.2f}; nothing was asked")
 
 
 def _counted(todo: Plan) -> str:

@@ -41,7 +41,7 @@ def read_captions(folder: Path) -> tuple[Captioned, ...]:
 
 
 def _from_list(path: Path) -> tuple[Captioned, ...]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = _text(path).splitlines()
     return tuple(_from_line(path, number, line) for number, line in enumerate(lines, start=1) if line.strip())
 
 
@@ -62,11 +62,18 @@ def _from_texts(folder: Path, videos: Iterable[Path]) -> tuple[Captioned, ...]:
     of_stem = {video.stem: video for video in videos}
     captioned = []
     for text in sorted(folder.glob("*.txt")):
-        prompt = text.read_text(encoding="utf-8").strip()
+        prompt = _text(text).strip()
         if not prompt:
             raise ValueError(f"the caption {text} is empty; say in it what the clip shows")
         captioned.append(Captioned(file=of_stem.get(text.stem, text.with_suffix(".mp4")), prompt=prompt))
     return tuple(captioned)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not written in UTF-8 ({error}); save it as UTF-8") from error
 
 
 def _require_partners(captioned: Iterable[Captioned], videos: Iterable[Path]) -> None:

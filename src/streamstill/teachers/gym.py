@@ -164,17 +164,30 @@ def _drawn(values: Any, generator: random.Random) -> Any:
 
 def _said(config: GymConfig, prompt: str) -> dict[str, Any]:
     """The values of the parameters in a prompt."""
-    specs: dict[str, str] = {}
-    pattern = ""
-    for text, name, spec, _ in Formatter().parse(config.prompt):
-        pattern += re.escape(text)
-        if name is not None:
-            pattern += f"(?P={name})" if name in specs else f"(?P<{name}>.+?)"
-            specs.setdefault(name, spec or "")
-    match = re.fullmatch(pattern, prompt)
+    specs = {name: spec or "" for _, name, spec, _ in reversed(list(Formatter().parse(config.prompt))) if name}
+    listed = {name: _listed(values, specs[name]) for name, values in config.parameters.items()}
+    match = re.fullmatch(_pattern(config, listed), prompt) or re.fullmatch(_pattern(config, {}), prompt)
     if match is None:
         raise ValueError(f"the prompt {prompt!r} is not one of {config.prompt!r}; ask for one that fits it")
     return {name: _value(name, match[name], specs[name], values) for name, values in config.parameters.items()}
+
+
+def _pattern(config: GymConfig, forms: Mapping[str, str]) -> str:
+    """The prompts' regular expression, with a group for each parameter; without a form it may be anything."""
+    pattern, seen = "", set()
+    for text, name, _, _ in Formatter().parse(config.prompt):
+        pattern += re.escape(text)
+        if name is not None:
+            pattern += f"(?P={name})" if name in seen else f"(?P<{name}>{forms.get(name, '.+?')})"
+            seen.add(name)
+    return pattern
+
+
+def _listed(values: Any, spec: str) -> str:
+    """The regular expression of a list's values, which may be of several words; of a range's anything."""
+    if isinstance(values, Mapping):
+        return ".+?"
+    return "|".join(re.escape(format(value, spec)) for value in values)
 
 
 def _value(name: str, text: str, spec: str, values: Any) -> Any:

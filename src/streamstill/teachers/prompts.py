@@ -250,7 +250,8 @@ def _row(where: str, prompt: str, values: Mapping[str, Any], column: str) -> Pro
 def _line(path: Path, row: PromptRow) -> str:
     if path.suffix.lower() == ".txt":
         return row.prompt
-    return json.dumps({PROMPT: row.prompt, **row.columns}, ensure_ascii=False)
+    columns = {name: value for name, value in row.columns.items() if name != PROMPT}  # a template may have such a field
+    return json.dumps({PROMPT: row.prompt, **columns}, ensure_ascii=False)
 
 
 def _balanced_value(row: PromptRow, column: str) -> str:

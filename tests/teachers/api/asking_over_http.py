@@ -23,8 +23,9 @@ def question(prompt: str = "A red ball is dropped.", seed: int = 0, frames: int 
 
 
 def configured(server: VideoServer, **changes: Any) -> VideosApiConfig:
-    given = {"base_url": server.url, "model": server.model, "key_variable": VARIABLE, "limits": QUICK, **changes}
-    return VideosApiConfig(**given)
+    """A service that honours keys, as the server does unless it is told otherwise."""
+    given = {"base_url": server.url, "model": server.model, "key_variable": VARIABLE, "limits": QUICK}
+    return VideosApiConfig(**{**given, "idempotency_header": "Idempotency-Key", **changes})
 
 
 def run(teacher: VideosApi, call: Coroutine[Any, Any, T]) -> T:

@@ -52,6 +52,20 @@ def test_the_length_covers_the_clip_and_is_the_shortest_that_does(frames: int) -
     assert all(length >= seconds for length in (4, 6, 8) if length >= frames / 8)
 
 
+@pytest.mark.parametrize(
+    ("asking", "seconds"),
+    [
+        (Asking(), 2.5),  # it is told nothing of the length
+        (Asking(fields={"prompt": "{prompt}", "num_frames": "{frames}"}), 2.5),
+        (Asking(fields={"prompt": "{prompt}", "duration": "{seconds}s"}), 3),
+        (Asking(lengths=(2, 4, 8)), 4),
+        (Asking(lengths=(1, 2)), 0),  # refused
+    ],
+)
+def test_what_is_ordered_is_what_the_model_is_told(asking: Asking, seconds: float) -> None:
+    assert asking.ordered_seconds(request(frames=20)) == seconds
+
+
 def test_a_clip_longer_than_the_longest_is_refused() -> None:
     with pytest.raises(Refused, match=r"8.125 s was asked for and the model makes at most 8 s; ask for fewer frames"):
         Asking(lengths=(4, 8)).arguments(request(frames=65))

@@ -14,10 +14,11 @@ from streamstill.teachers import Answer, ClipStore, request_key
 from streamstill.teachers.api.asking import Asking
 from streamstill.teachers.api.collecting import collect_from_api
 from streamstill.teachers.api.jobs import Hopeless, JobStatus
-from streamstill.teachers.api.journal import Journal, Row, read_rows
+from streamstill.teachers.api.journal import Journal, Row, Spent, read_rows
 from streamstill.teachers.api.pace import Retries
 from streamstill.teachers.api.tally import ApiCollection, ApiFolder, ApiReport, Tally
 from streamstill.teachers.api.videos import VideosApi
+from streamstill.teachers.api.videos_config import AnswerFields
 from streamstill.types import ClipRequest
 from tests.teachers.api.asking_over_http import QUICK, VARIABLE, configured, question, submitted
 from tests.teachers.api.server import Trouble, VideoServer
@@ -223,6 +224,89 @@ def test_an_answer_that_is_lost_on_the_way_is_unsure_too_and_not_paid_twice(plac
         assert report.tally.done + report.tally.unsure == 8
         assert len(server.paid) == 8
         assert server.paid_twice() == []
+
+
+def test_an_answer_that_cannot_be_read_is_unsure_and_not_paid_twice(place: Place) -> None:
+    alone = replace(SETTINGS, concurrency=1, budget=4.0)
+    with VideoServer() as server:
+        teacher = teacher_of(server, idempotency_header="", answer=AnswerFields(id="job.uuid"))
+        for _ in range(2):
+            with pytest.raises(Hopeless, match=r"set answer\.id"):
+                place.collect(teacher, EIGHT[:2], alone)
+        assert (place.states, len(server.paid)) == (["unsure", "unsure"], 2)
+        assert place.collect(teacher, EIGHT[:2], alone).tally.money == 1.0
+        assert len(server.paid) == 2
+
+
+def test_what_the_service_never_took_costs_nothing(place: Place) -> None:
+    with VideoServer() as server:
+        server.replies["create"] = Reply(headers={"content-type": "text/html"}, body=b"<h1>Welcome</h1>")
+        with pytest.raises(Hopeless, match="often ends in /v1"):
+            place.collect(teacher_of(server, idempotency_header=""), EIGHT[:1])
+    assert place.states == ["withdrawn"]
+
+
+def test_an_sdk_that_is_missing_costs_nothing(place: Place, server: VideoServer) -> None:
+    class WithoutSdk(VideosApi):
+        async def submit(self, request: ClipRequest, *, attempt: int = 0) -> str:
+            raise ModuleNotFoundError("the_sdk is not installed")
+
+    with pytest.raises(ModuleNotFoundError, match="the_sdk"):
+        place.collect(WithoutSdk(teacher_of(server).config), EIGHT)
+    assert set(place.states) == {"withdrawn"}
+    assert read_rows(place.folder.journal)[1] == Spent()
+
+
+def test_a_budget_is_that_of_all_teachers_of_a_cache(place: Place, server: VideoServer) -> None:
+    place.collect(teacher_of(server), EIGHT[:3], replace(SETTINGS, budget=2.0))
+    another = teacher_of(server, asking=Asking(fields=FIELDS, inputs={"resolution": "720p"}))
+    report = place.collect(another, EIGHT, replace(SETTINGS, budget=2.0))
+    assert (report.stopped, report.tally.done, report.tally.money) == ("budget", 1, 2.0)
+
+
+def test_a_submission_under_way_is_written_down_before_the_run_ends(place: Place, server: VideoServer) -> None:
+    class SlowThatBreaks(VideosApi):
+        async def submit(self, request: ClipRequest, *, attempt: int = 0) -> str:
+            job = await super().submit(request, attempt=attempt)
+            await asyncio.sleep(0.3)  # the answer is on its way
+            return job
+
+        async def poll(self, job: str) -> JobStatus:
+            await asyncio.sleep(0.2)
+            raise OSError("no space left on device")
+
+    teacher = SlowThatBreaks(teacher_of(server, idempotency_header="").config)
+    job = submitted(teacher, EIGHT[0])
+    requests = after_a_kill(place, teacher, lambda journal, key: journal.accepted(key, job))
+    with pytest.raises(OSError, match="no space left"):
+        place.collect(teacher, requests)
+    assert {row.job for row in place.rows} == {job.id for job in server.paid}
+    assert place.states == ["running"] * SETTINGS.concurrency
+
+
+@pytest.mark.parametrize("status", [403, 404, 410])
+def test_a_file_that_is_gone_ends_its_job_and_not_the_run(place: Place, server: VideoServer, status: int) -> None:
+    teacher = teacher_of(server)
+    job = submitted(teacher, EIGHT[0])
+    requests = after_a_kill(place, teacher, lambda journal, key: journal.accepted(key, job))
+    quick = replace(SETTINGS, retries=Retries(attempts=2, first_wait=0.0), concurrency=1)
+    server.replies["content"] = Reply(status=status, body=b"Request has expired")
+    report = place.collect(teacher, requests[:1], quick)
+    assert (report.tally.failed, place.states) == (1, ["failed"])
+    assert "its file is gone" in place.rows[0].reason
+    del server.replies["content"]
+    assert place.collect(teacher, requests, replace(quick, retry=("failed",))).tally.done == 8
+    assert place.clips == 8
+
+
+def test_a_file_that_is_not_there_yet_is_left_for_the_next_run(place: Place, server: VideoServer) -> None:
+    quick = replace(SETTINGS, retries=Retries(attempts=2, first_wait=0.0))
+    server.replies["content"] = Reply(status=404)
+    report = place.collect(teacher_of(server), EIGHT[:2], quick)
+    assert (report.tally.unanswered, place.states) == (2, ["running", "running"])
+    del server.replies["content"]
+    assert place.collect(teacher_of(server), EIGHT[:2], quick).tally.done == 2
+    assert len(server.paid) == 2
 
 
 def test_a_file_that_was_downloaded_before_the_kill_is_not_fetched_again(place: Place, server: VideoServer) -> None:

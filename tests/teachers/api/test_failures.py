@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamstill.teachers.api.failures import Doing, cleaned, failure, is_refusal, message, read_key, retry_after, said
-from streamstill.teachers.api.jobs import ApiError, Hopeless, Refused, TryAgain
+from streamstill.teachers.api.jobs import ApiError, Hopeless, NoFile, Refused, TryAgain
 
 KEY = "sk-secret/with+signs="
 
@@ -66,9 +66,9 @@ def test_behind_a_gateway_a_submission_may_have_been_accepted(status: int, maybe
 
 
 def test_a_missing_file_may_come_and_a_missing_job_does_not() -> None:
-    assert type(failed(404, doing="download")) is TryAgain
+    assert {type(failed(status, doing="download")) for status in (403, 404, 410)} == {NoFile}
     assert type(failed(404, doing="poll")) is Refused
-    assert type(failed(410, doing="download")) is Refused
+    assert type(failed(403, doing="poll")) is Hopeless
 
 
 def test_retry_after_is_read_in_seconds_and_as_a_date() -> None:

@@ -137,3 +137,6 @@ def test_a_config_is_read_strictly() -> None:
         FalConfig(model="film")
     with pytest.raises(ValueError, match="max_bytes must be at least 1"):
         FalConfig(model="a/b", max_bytes=0)
+    for price in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="price must be 0 or more"):
+            FalConfig(model="a/b", price=price)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from streamstill.teachers.api.http import HttpLimits, HttpService, download, terms_line
-from streamstill.teachers.api.jobs import ApiError, Hopeless, Refused, TryAgain
+from streamstill.teachers.api.jobs import ApiError, Hopeless, NoFile, Refused, TryAgain
 from tests.teachers.api.asking_over_http import QUICK, VARIABLE
 from tests.teachers.api.films import film
 from tests.teachers.api.server import Trouble, VideoServer
@@ -74,7 +74,7 @@ def test_a_file_arrives_whole(server: VideoServer, tmp_path: Path) -> None:
         (Reply(headers=MP4), TryAgain, "sent an empty file"),
         (Reply(headers={"content-type": "text/html"}, body=b"<h1>Log in</h1> first"), TryAgain, "'Log in first'"),
         (Reply(headers=MP4, body=b'{"error": "expired"}'), TryAgain, 'begins with \'{"error": "expired"}\''),
-        (Reply(status=410), Refused, "410"),
+        (Reply(status=410), NoFile, "410"),
         (Reply(status=500), TryAgain, "500"),
         (Reply(status=302, headers={"location": "/v1/videos/a/content"}), Refused, "more than 5 times"),
     ],

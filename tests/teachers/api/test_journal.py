@@ -49,11 +49,11 @@ def test_what_is_written_is_there_in_the_next_run(tmp_path: Path) -> None:
             job="job of running",
             cost=0.5,
         )
-        assert (dict(journal.rows), {"toy": journal.spent("toy")}) == read_rows(tmp_path / "jobs.jsonl")
+        assert (dict(journal.rows), journal.spent) == read_rows(tmp_path / "jobs.jsonl")
 
 
 def test_there_are_no_rows_where_there_is_no_file(tmp_path: Path) -> None:
-    assert read_rows(tmp_path / "jobs.jsonl") == ({}, {})
+    assert read_rows(tmp_path / "jobs.jsonl") == ({}, Spent())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -78,10 +78,25 @@ def test_all_that_was_not_surely_turned_down_counts_as_spent(
         asked(journal, "key", cost=0.25)
         for end in ends:
             journal.ended("key", end)
-        assert journal.spent("toy") == Spent(clips=1 + clips, money=0.5 + 0.25 * clips)
-        assert journal.spent("another teacher") == Spent()
-        spent = journal.spent("toy")
-    assert read_rows(tmp_path / "jobs.jsonl")[1] == {"toy": spent}
+        assert journal.spent == Spent(clips=1 + clips, money=0.5 + 0.25 * clips)
+        spent = journal.spent
+    assert read_rows(tmp_path / "jobs.jsonl")[1] == spent
+
+
+def test_all_teachers_of_a_journal_spend_the_same_money(tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "jobs.jsonl") as journal:
+        journal.ask("key", "toy", question(), 0.5)
+        journal.ask("other", "another teacher", question(seed=1), 0.25)
+        assert journal.spent == Spent(clips=2, money=0.75)
+
+
+def test_a_clip_that_was_done_and_could_not_be_fetched_again_is_another_attempt_next_time(tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "jobs.jsonl") as journal:
+        asked(journal, "key")
+        journal.accepted("key", "job")
+        journal.ended("key", "done")
+        journal.ended("key", "failed", "the file is gone")
+        assert journal.rows["key"].attempt == 1
 
 
 def test_a_request_that_is_asked_twice_costs_twice(tmp_path: Path) -> None:
@@ -89,7 +104,7 @@ def test_a_request_that_is_asked_twice_costs_twice(tmp_path: Path) -> None:
         asked(journal, "key")
         journal.ended("key", "unsure", "no answer")
         asked(journal, "key")
-        assert journal.spent("toy") == Spent(clips=2, money=1.0)
+        assert journal.spent == Spent(clips=2, money=1.0)
         assert (journal.rows["key"].state, journal.rows["key"].reason) == ("asked", "")
 
 

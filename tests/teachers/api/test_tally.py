@@ -1,5 +1,6 @@
 """What is left to do is sorted without gaps, and limits hold to the last cent."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamstill.teachers.api.asking import Asking
 from streamstill.teachers.api.journal import Row, Spent, State
 from streamstill.teachers.api.tally import ENDED, ApiCollection, ApiFolder, Tally, cost_of, plan
+from streamstill.teachers.api.videos import VideosApi
+from streamstill.teachers.api.videos_config import VideosApiConfig
 from streamstill.types import ClipRequest
 from tests.teachers.api.asking_over_http import question
 
 STATES: tuple[State, ...] = ("asked", "running", "done", "withdrawn", *ENDED)
 KEYS = [f"key {number}" for number in range(12)]
 REQUESTS = {key: question(key) for key in KEYS}
+
+
+def priced(price: float | None, **changes: Any) -> VideosApi:
+    return VideosApi(VideosApiConfig(base_url="https://v.example.com/v1", model="m", price=price, **changes))
 
 
 def row(key: str, state: State) -> Row:
@@ -59,10 +67,18 @@ def test_a_budget_for_so_many_clips_buys_exactly_so_many(clips: int, price: floa
 
 def test_a_clip_costs_its_seconds() -> None:
     request = ClipRequest(prompt="p", seed=0, frames=24, height=8, width=8, fps=12.0)
-    assert cost_of(request, 0.5) == 1.0
-    assert cost_of(request, None) == 0.0
+    assert cost_of(priced(0.5), request) == 1.0
+    assert cost_of(priced(None), request) == 0.0
     new = plan({"a": request, "b": request}, (), {}, idempotent=True)
-    assert (new.cost(0.5), new.cost(None)) == (2.0, None)
+    assert (new.cost(priced(0.5)), new.cost(priced(None))) == (2.0, None)
+
+
+def test_what_is_ordered_is_what_it_costs() -> None:
+    request = ClipRequest(prompt="p", seed=0, frames=16, height=8, width=8, fps=16.0)
+    particular = priced(0.5, asking=Asking(lengths=(4, 6, 8)))
+    assert cost_of(particular, request) == 2.0
+    assert plan({"a": request}, (), {}, idempotent=True).cost(particular) == 2.0
+    assert cost_of(particular, replace(request, frames=160)) == 0.0  # refused, and nothing is sent
 
 
 def test_a_move_changes_two_counts() -> None:

@@ -139,6 +139,13 @@ def test_a_failure_keeps_the_services_words_and_moderation_is_a_refusal(server: 
     assert moderated == JobStatus(state="refused", reason="moderation_blocked")
 
 
+def test_a_status_may_be_written_in_capitals(server: VideoServer) -> None:
+    teacher = VideosApi(configured(server, answer=AnswerFields(running=("IN_PROGRESS_2",))))
+    assert teacher.config.answer.state("In_Progress_2") == "running"
+    with pytest.raises(ValueError, match="'done' stands for more"):
+        AnswerFields(running=("DONE",))
+
+
 def test_a_status_that_is_not_known_says_where_to_add_it(server: VideoServer) -> None:
     with pytest.raises(Hopeless, match=r"'brewing', which is no known status; add the word to one of answer\.queued"):
         status_of(server, status="brewing")

@@ -52,6 +52,14 @@ class Asking:
         said = {name: _filled(template, values) for name, template in self.fields.items()}
         return {**self.inputs, **said}
 
+    def ordered_seconds(self, request: ClipRequest) -> float:
+        """Seconds of video that the model is asked for, which is what a service bills; 0 for a clip too long for it."""
+        exact = request.frames / request.fps
+        told = any("seconds" in _words(name, template) for name, template in self.fields.items())
+        if not told and not self.lengths:  # it is told frames, or nothing
+            return exact
+        return 0.0 if self.lengths and exact > max(self.lengths) else self._seconds(request)
+
     def fingerprint(self) -> str:
         """Eight characters that change with every setting here; part of a teacher's name."""
         return hashlib.sha256(json.dumps(to_dict(self), sort_keys=True).encode()).hexdigest()[:8]
@@ -77,6 +85,12 @@ class Asking:
             return f"{request.width // shared}:{request.height // shared}"
         wanted = request.width / request.height
         return min(self.aspects, key=lambda aspect: abs(math.log(_ratio(aspect) / wanted)))
+
+
+def require_price_of_second(price: float | None) -> None:
+    """Refuse a price by which no budget could be kept; None is not known."""
+    if price is not None and not 0 <= price < math.inf:
+        raise ValueError(f"price must be 0 or more for a second of video, or left out, got {price}")
 
 
 def _words(name: str, template: str) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal, TypeVar
 
 from streamstill.teachers.api.arrival import Quarantined, arrive
-from streamstill.teachers.api.jobs import Hopeless, JobStatus, JobTeacher, Refused, TryAgain
+from streamstill.teachers.api.jobs import Hopeless, JobStatus, JobTeacher, NoFile, Refused, TryAgain
 from streamstill.teachers.api.journal import Journal, State
 from streamstill.teachers.api.pace import Pace, again, together
 from streamstill.teachers.api.submitting import Submitter, Task, is_idempotent
@@ -178,6 +178,10 @@ class _Run:
                 return True
             except Refused as refusal:
                 reason = str(refusal)
+            except NoFile as error:
+                if fresh:  # it may be on its way
+                    raise
+                reason = f"the job is done and its file is gone: {error}"
         self._journal.ended(task.key, end, reason)
         return False
 

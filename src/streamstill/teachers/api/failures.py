@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
-from streamstill.teachers.api.jobs import ApiError, Hopeless, Refused, TryAgain
+from streamstill.teachers.api.jobs import ApiError, Hopeless, NoFile, Refused, TryAgain
 
 Doing: TypeAlias = Literal["submit", "poll", "download"]
 
@@ -118,10 +118,10 @@ def _refusal(status: int, told: str, doing: Doing, service: str) -> ApiError:
         return Hopeless(f"{service} knows no such model or address ({told}); check model and base_url")
     if 300 <= status < 400:
         return Hopeless(f"{service} answers with a redirect ({told}); set base_url to where it points, if you trust it")
+    if status in (403, 404, 410) and doing == "download":  # an address that was signed for a time ends in a 403
+        return NoFile(f"{service} has no file for this job yet, or no more ({told})")
     if status == 403 and not is_refusal(told):
         return Hopeless(f"{service} does not allow this ({told}); check what the key may use")
-    if status == 404 and doing == "download":
-        return TryAgain(f"{service} has no file for this job yet, or no more ({told})")
     return Refused(f"{service} refused the request ({told})")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from streamstill.config import require_positive
-from streamstill.teachers.api.asking import Asking
+from streamstill.teachers.api.asking import Asking, require_price_of_second
 from streamstill.teachers.api.failures import read_key
 from streamstill.teachers.api.http import download
 from streamstill.teachers.api.jobs import JobStatus
@@ -29,6 +29,7 @@ class FalConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "max_bytes")
+        require_price_of_second(self.price)
         if "/" not in self.model.strip("/"):
             raise ValueError(f"a model of fal is written owner/name, got {self.model!r}")
 
@@ -49,6 +50,10 @@ class FalTeacher:
     def price(self) -> float | None:
         """Money for one second of video, as configured."""
         return self.config.price
+
+    def seconds(self, request: ClipRequest) -> float:
+        """Seconds of video that are ordered for a request."""
+        return self.config.asking.ordered_seconds(request)
 
     async def submit(self, request: ClipRequest, *, attempt: int = 0) -> str:
         """Queue the request; returns fal's request id.

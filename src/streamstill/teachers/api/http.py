@@ -85,7 +85,7 @@ class HttpService:
         async def asked() -> bytes:
             sent = {**self._key_headers(), **(headers or {})}
             async with self._stream(method, self.hosts.at_service(path), doing, sent, body) as response:
-                return await self._read(response)
+                return await self._read(response, doing)
 
         return self._object(await self._limited(asked(), doing), doing)
 
@@ -149,7 +149,7 @@ class HttpService:
                 if response.is_success or (doing == "download" and response.has_redirect_location):
                     yield response
                     return
-                text = _text(await self._read(response, whole=False))
+                text = _text(await self._read(response, doing, whole=False))
                 raise failure(
                     response.status_code,
                     response.headers,
@@ -169,7 +169,7 @@ class HttpService:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             sentence = f"{service} cannot be reached ({self._reason(error)})"
-            if self._reached:
+            if self._reached or doing == "download":  # the address is the service's word, and its job is done
                 raise TryAgain(sentence) from error
             raise Hopeless(f"{sentence}; check base_url, and that the service is up") from error
         except httpx.TimeoutException as error:
@@ -185,7 +185,7 @@ class HttpService:
             sentence = f"{self.hosts.service} took longer than {seconds:g} seconds in all"
             raise TryAgain(sentence, maybe_accepted=doing == "submit") from error
 
-    async def _read(self, response: "httpx.Response", *, whole: bool = True) -> bytes:
+    async def _read(self, response: "httpx.Response", doing: Doing, *, whole: bool = True) -> bytes:
         """A small body. Of an error's body the beginning does."""
         content = bytearray()
         async for piece in response.aiter_bytes(_PIECE):
@@ -193,20 +193,23 @@ class HttpService:
             if len(content) > self.limits.answer_bytes:
                 if not whole:
                     break
-                allowed = self.limits.answer_bytes
-                raise Hopeless(f"{self.hosts.service} answered with more than {allowed} bytes of JSON; check base_url")
+                sentence = f"{self.hosts.service} answered with more than {self.limits.answer_bytes} bytes of JSON"
+                raise Hopeless(f"{sentence}; check base_url", maybe_accepted=doing == "submit")
         return bytes(content[: self.limits.answer_bytes])
 
     def _object(self, content: bytes, doing: Doing) -> Mapping[str, Any]:
+        submitting = doing == "submit"
         try:
             answer = jsons.loads(content)
         except (ValueError, RecursionError) as error:
             sentence = f"{self.hosts.service} answered with something that is no JSON: {self.cleaned(_text(content))!r}"
             if self._understood:
-                raise TryAgain(sentence, maybe_accepted=doing == "submit") from error
-            raise Hopeless(f"{sentence}; check base_url, which often ends in /v1") from error
+                raise TryAgain(sentence, maybe_accepted=submitting) from error
+            taken = submitting and not _is_page(content)
+            raise Hopeless(f"{sentence}; check base_url, which often ends in /v1", maybe_accepted=taken) from error
         if not isinstance(answer, Mapping):
-            raise Hopeless(f"{self.hosts.service} answered with JSON that is no object; check base_url")
+            sentence = f"{self.hosts.service} answered with JSON that is no object; check base_url"
+            raise Hopeless(sentence, maybe_accepted=submitting)
         self._understood = True
         return answer
 
@@ -302,6 +305,11 @@ def _client(limits: HttpLimits) -> "httpx.AsyncClient":
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=_IDLE_SECONDS),
         headers={"accept-encoding": "identity", "user-agent": "streamstill"},
     )
+
+
+def _is_page(content: bytes) -> bool:
+    """Whether this is a web page: no API lives there, so nothing was submitted."""
+    return content.lstrip()[:1] == b"<"
 
 
 def _text(content: bytes) -> str:

@@ -24,7 +24,8 @@ class JobTeacher(Protocol):
     """A teacher behind an API. All calls are coroutines; one object serves any number of jobs at once.
 
     A teacher may have an attribute ``idempotent``: True says that the service takes a submission that is repeated under
-    the same idempotency key for the same job. Without it a submission is never repeated when its answer was lost.
+    the same idempotency key for the same job. Without it a submission is never repeated when its answer was lost. It
+    may have a method ``seconds(request)``: how long a video it orders, where that is not the clip's length.
 
     The cache knows the teacher by ``name``, so it must say service, model and every setting that changes an answer; it
     never holds a key.
@@ -79,9 +80,21 @@ class TryAgain(ApiError):
         self.after, self.maybe_accepted = after, maybe_accepted
 
 
+class NoFile(TryAgain):
+    """The service does not give the file of a finished job: not yet, or no more."""
+
+
 class Refused(ApiError):
     """The service will never answer this request (moderation, an impossible size); others may succeed."""
 
 
 class Hopeless(ApiError):
-    """No request can succeed before the user changes something (wrong key, no quota, unknown model or host)."""
+    """No request can succeed before the user changes something (wrong key, no quota, unknown model or host).
+
+    Args:
+        maybe_accepted: whether a submission was taken, or may have been, although its answer cannot be read.
+    """
+
+    def __init__(self, sentence: str, *, maybe_accepted: bool = False) -> None:
+        super().__init__(sentence)
+        self.maybe_accepted = maybe_accepted

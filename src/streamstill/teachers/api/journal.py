@@ -7,7 +7,6 @@ be read with any tool, and a crash leaves at most one torn last line, which is d
 import json
 import os
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -55,11 +54,11 @@ class Journal:
     Use ``with Journal.open(path) as journal``; ``read_rows`` looks at it without opening it.
     """
 
-    def __init__(self, path: Path, file: IO[bytes], rows: dict[str, Row], spent: Mapping[str, Spent]) -> None:
+    def __init__(self, path: Path, file: IO[bytes], rows: dict[str, Row], spent: Spent) -> None:
         self.path = path
         self.rows: Mapping[str, Row] = rows
         self._rows, self._file = rows, file
-        self._spent = defaultdict(Spent, spent)
+        self._spent = spent
 
     @classmethod
     def open(cls, path: Path) -> "Journal":
@@ -93,9 +92,10 @@ class Journal:
         """Let others open it."""
         self._file.close()
 
-    def spent(self, teacher: str) -> Spent:
-        """What this teacher's submissions cost so far, in all runs."""
-        return self._spent[teacher]
+    @property
+    def spent(self) -> Spent:
+        """What all submissions cost so far, in all runs and of all teachers."""
+        return self._spent
 
     def ask(self, key: str, teacher: str, request: ClipRequest, cost: float) -> None:
         """A submission is about to be sent. On disk when this returns, as with all others."""
@@ -111,7 +111,7 @@ class Journal:
 
     def _note(self, event: dict[str, Any], *, sync: bool = True) -> None:
         self._write({**event, "at": round(time.time(), 3)}, sync=sync)
-        _apply(event, self._rows, self._spent)
+        self._spent = _applied(event, self._rows, self._spent)
 
     def _write(self, values: Mapping[str, Any], *, sync: bool = True) -> None:
         line = json.dumps(values, sort_keys=True).encode() + b"\n"
@@ -130,20 +130,20 @@ class Journal:
             ) from error
 
 
-def read_rows(path: Path) -> tuple[Mapping[str, Row], Mapping[str, Spent]]:
-    """The rows, and what each teacher cost so far, also while another process writes; both empty without a file.
+def read_rows(path: Path) -> tuple[Mapping[str, Row], Spent]:
+    """The rows, and what they cost so far, also while another process writes; nothing without a file.
 
     Raises:
         ValueError: the file is no journal, damaged, or of another format version.
     """
-    rows, spent, _ = _read(path) if path.exists() else ({}, {}, 0)
+    rows, spent, _ = _read(path) if path.exists() else ({}, Spent(), 0)
     return rows, spent
 
 
-def _read(path: Path) -> tuple[dict[str, Row], dict[str, Spent], int]:
+def _read(path: Path) -> tuple[dict[str, Row], Spent, int]:
     """Rows, spending, and the length in bytes of the whole lines."""
     rows: dict[str, Row] = {}
-    spent: defaultdict[str, Spent] = defaultdict(Spent)
+    spent = Spent()
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     for number, line in enumerate(content[:whole].splitlines(), start=1):
@@ -152,12 +152,12 @@ def _read(path: Path) -> tuple[dict[str, Row], dict[str, Spent], int]:
             if number == 1:
                 _require_format(path, event)
             else:
-                _apply(event, rows, spent)
-    return rows, dict(spent), whole
+                spent = _applied(event, rows, spent)
+    return rows, spent, whole
 
 
-def _apply(event: Mapping[str, Any], rows: dict[str, Row], spent: defaultdict[str, Spent]) -> None:
-    """Take in one event. What was surely not accepted costs nothing."""
+def _applied(event: Mapping[str, Any], rows: dict[str, Row], spent: Spent) -> Spent:
+    """Take in one event; what is spent after it. What was surely not accepted costs nothing."""
     key, state = event["key"], event["state"]
     if state not in _STATES:
         raise KeyError(f"unknown state {state!r}")
@@ -165,19 +165,17 @@ def _apply(event: Mapping[str, Any], rows: dict[str, Row], spent: defaultdict[st
         teacher, cost, attempt = event["teacher"], event["cost"], rows[key].attempt if key in rows else 0
         request = ClipRequest(**event["request"])
         rows[key] = Row(key=key, teacher=teacher, request=request, state="asked", cost=cost, attempt=attempt)
-        _count(spent, rows[key], +1)
-        return
+        return _counted(spent, rows[key], +1)
     old = rows[key]
-    if old.state == "asked" and state in ("withdrawn", "refused"):
-        _count(spent, old, -1)
-    lost = old.state == "running" and state in ("refused", "failed", "quarantined")
+    turned_down = old.state == "asked" and state in ("withdrawn", "refused")
+    lost = old.state in ("running", "done") and state in ("refused", "failed", "quarantined")
     job, reason = event.get("job", old.job), event.get("reason", "")
     rows[key] = replace(old, state=state, job=job, reason=reason, attempt=old.attempt + lost)
+    return _counted(spent, old, -1) if turned_down else spent
 
 
-def _count(spent: defaultdict[str, Spent], row: Row, clips: int) -> None:
-    before = spent[row.teacher]
-    spent[row.teacher] = Spent(clips=before.clips + clips, money=before.money + clips * row.cost)
+def _counted(spent: Spent, row: Row, clips: int) -> Spent:
+    return Spent(clips=spent.clips + clips, money=spent.money + clips * row.cost)
 
 
 @contextmanager

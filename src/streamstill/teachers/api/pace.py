@@ -108,6 +108,16 @@ def _tenacity() -> Any:
         raise ModuleNotFoundError('tenacity is not installed; run: pip install "streamstill[api]"') from error
 
 
+async def unbroken(work: Coroutine[Any, Any, T]) -> T:
+    """What the work gives. A cancellation goes on when the work has ended, not before."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+
+
 async def together(works: Sequence[Coroutine[Any, Any, None]]) -> None:
     """Wait for all; after the first error or a cancellation the others end, too."""
     tasks = [asyncio.create_task(work) for work in works]

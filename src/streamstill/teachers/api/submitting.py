@@ -5,7 +5,7 @@ from pathlib import Path
 
 from streamstill.teachers.api.jobs import Hopeless, JobTeacher, Refused, TryAgain
 from streamstill.teachers.api.journal import Journal, Spent
-from streamstill.teachers.api.pace import Pace, again
+from streamstill.teachers.api.pace import Pace, again, unbroken
 from streamstill.teachers.api.tally import ApiCollection, Stopped, cost_of
 from streamstill.types import ClipRequest
 
@@ -35,8 +35,7 @@ class Submitter:
     @property
     def spent(self) -> Spent:
         """What the service may bill, with what is about to be submitted."""
-        spent = self._journal.spent(self._teacher.name)
-        held = self._reserved.values()
+        spent, held = self._journal.spent, self._reserved.values()
         return Spent(clips=spent.clips + len(held), money=spent.money + sum(held))
 
     def reserve(self, task: Task) -> Stopped:
@@ -54,28 +53,34 @@ class Submitter:
         """The id of the job, on disk when this returns; None where the journal now says why there is none.
 
         Raises:
-            TryAgain, Hopeless: there was no answer; the next run may ask again.
+            TryAgain, Hopeless: there was no answer that can be used; the next run may ask again, and does not where the
+                journal says that the submission may have been taken.
         """
         send = _Sending(self, task)
         try:
-            job = await again(send, self._config.retries, self._pace, worth=self._repeatable)
+            return await again(send, self._config.retries, self._pace, worth=self._repeatable)
         except Refused as refusal:
             self._journal.ended(task.key, "refused", str(refusal))
             return None
-        except TryAgain as error:
-            if not send.lost or is_idempotent(self._teacher):
+        except (TryAgain, Hopeless) as error:
+            unsure = send.lost and not is_idempotent(self._teacher)
+            if unsure:
+                self._journal.ended(task.key, "unsure", str(error))
+            if isinstance(error, Hopeless) or not unsure:
                 raise
-            self._journal.ended(task.key, "unsure", str(error))
             return None
-        self._journal.accepted(task.key, job)
-        return job
 
     async def send(self, task: Task, *, noted: bool) -> str:
-        """Submit once; ``noted``: the journal holds the task as asked already."""
+        """Submit once and write down the job's id; ``noted``: the journal holds the task as asked already."""
         if not noted:
             self._journal.ask(task.key, self._teacher.name, task.request, self._cost(task))
             self.release(task)
-        return await self._teacher.submit(task.request, attempt=self._journal.rows[task.key].attempt)
+        job = await self._teacher.submit(task.request, attempt=self._journal.rows[task.key].attempt)
+        try:
+            self._journal.accepted(task.key, job)
+        except OSError as error:
+            raise OSError(error.errno, f"the service took a request as job {job}, and {error.strerror}") from error
+        return job
 
     def turned_down(self, task: Task) -> None:
         """Surely not accepted, so nothing was paid."""
@@ -86,7 +91,7 @@ class Submitter:
         return not error.maybe_accepted or is_idempotent(self._teacher)
 
     def _cost(self, task: Task) -> float:
-        return cost_of(task.request, self._teacher.price)
+        return cost_of(self._teacher, task.request)
 
 
 class _Sending:
@@ -97,13 +102,16 @@ class _Sending:
         self.lost = task.paid  # a run that was killed may have sent it
 
     async def __call__(self) -> str:
+        return await unbroken(self._sent())
+
+    async def _sent(self) -> str:
         try:
             return await self._submitter.send(self._task, noted=self.lost)
-        except TryAgain as error:
+        except (TryAgain, Hopeless) as error:
             self.lost = self.lost or error.maybe_accepted
             self._unless_lost()
             raise
-        except Hopeless:
+        except ModuleNotFoundError:  # of what the service is asked with: nothing was sent
             self._unless_lost()
             raise
 

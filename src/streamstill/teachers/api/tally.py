@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 from streamstill.config import require_one_of, require_positive
 from streamstill.teachers.api.arrival import ArrivalLimits
+from streamstill.teachers.api.jobs import JobTeacher
 from streamstill.teachers.api.journal import Row, Spent, State
 from streamstill.teachers.api.pace import Retries
 from streamstill.types import ClipRequest
@@ -22,8 +23,8 @@ class ApiCollection:
     Args:
         concurrency: jobs at work at the same time, from submission to the clip.
         rate: most calls a minute, of every kind together; None is no limit.
-        budget: most money, by the estimate, in all runs on one journal.
-        clips: most submissions, in all runs on one journal.
+        budget: most money, by the estimate, in all runs on one journal and of all its teachers.
+        clips: most submissions, counted likewise.
         poll_seconds: between two looks at a job.
         commit_every: clips; ``commit_seconds`` after the first of them they are committed all the same.
         give_up_after: the run ends when so many jobs in a row got no answer at all.
@@ -133,9 +134,9 @@ class Plan:
         """How many there are."""
         return len(self.known) + len(self.paid) + len(self.new) + len(self.ended)
 
-    def cost(self, price: float | None) -> float | None:
+    def cost(self, teacher: JobTeacher) -> float | None:
         """Estimated money for the new requests; None without a price."""
-        return None if price is None else sum(cost_of(request, price) for request in self.new.values())
+        return None if teacher.price is None else sum(cost_of(teacher, request) for request in self.new.values())
 
     def tally(self, spent: Spent) -> Tally:
         """How the collection stands at its beginning."""
@@ -174,6 +175,8 @@ def plan(
     return Plan(known=tuple(key for key in requests if key in known), paid=paid, new=new, ended=ended)
 
 
-def cost_of(request: ClipRequest, price: float | None) -> float:
-    """Estimated money for a clip, from the price of one second; 0 where it is not known."""
-    return (price or 0.0) * request.frames / request.fps
+def cost_of(teacher: JobTeacher, request: ClipRequest) -> float:
+    """Estimated money for a clip: the price of one second, 0 where it is not known, times the seconds ordered."""
+    ordered = getattr(teacher, "seconds", None)
+    seconds = request.frames / request.fps if ordered is None else ordered(request)
+    return (teacher.price or 0.0) * float(seconds)

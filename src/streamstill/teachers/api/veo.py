@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from streamstill.config import require_positive, write_bytes
-from streamstill.teachers.api.asking import Asking
+from streamstill.teachers.api.asking import Asking, require_price_of_second
 from streamstill.teachers.api.jobs import Hopeless, JobStatus, TryAgain
 from streamstill.teachers.api.sdk import GuardedTransport, Service, sdk, standing
 from streamstill.types import ClipRequest
@@ -38,6 +38,7 @@ class VeoConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "max_bytes")
+        require_price_of_second(self.price)
         if not self.model.strip():
             raise ValueError("give the model a name, for example the one of Veo that your project may use")
         if "prompt" not in self.asking.fields:
@@ -63,6 +64,10 @@ class VeoTeacher:
     def price(self) -> float | None:
         """Money for one second of video, as configured."""
         return self.config.price
+
+    def seconds(self, request: ClipRequest) -> float:
+        """Seconds of video that are ordered for a request."""
+        return self.config.asking.ordered_seconds(request)
 
     async def submit(self, request: ClipRequest, *, attempt: int = 0) -> str:
         """Start an operation; returns its name.

@@ -46,6 +46,10 @@ class VideosApi:
         """Money for one second of video, as configured."""
         return self.config.price
 
+    def seconds(self, request: ClipRequest) -> float:
+        """Seconds of video that are ordered for a request."""
+        return self.config.asking.ordered_seconds(request)
+
     @property
     def idempotent(self) -> bool:
         """Whether a submission can be repeated without paying twice, as configured."""
@@ -117,7 +121,8 @@ class VideosApi:
         job = _at(answer, self.config.answer.id)
         if not isinstance(job, (str, int)) or not 0 < len(str(job)) <= _LONGEST_ID or str(job) in (".", ".."):
             raise Hopeless(
-                f"{self.service} accepted the request without a job id at {self.config.answer.id!r}; set answer.id"
+                f"{self.service} accepted the request without a job id at {self.config.answer.id!r}; set answer.id",
+                maybe_accepted=True,
             )
         return str(job)
 

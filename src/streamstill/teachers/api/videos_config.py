@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from streamstill.config import from_dict, require_one_of, to_dict, with_overrides
-from streamstill.teachers.api.asking import Asking
+from streamstill.teachers.api.asking import Asking, require_price_of_second
 from streamstill.teachers.api.hosts import AllowedHosts
 from streamstill.teachers.api.http import HttpLimits
 from streamstill.teachers.api.jobs import JobState
@@ -41,7 +41,7 @@ class AnswerFields:
     refused: tuple[str, ...] = _WORDS["refused"]
 
     def __post_init__(self) -> None:
-        words = [word for state in _WORDS for word in getattr(self, state)]
+        words = [word.lower() for state in _WORDS for word in getattr(self, state)]
         twice = sorted({word for word in words if words.count(word) > 1})
         if twice:
             raise ValueError(
@@ -52,7 +52,7 @@ class AnswerFields:
 
     def state(self, word: str) -> JobState | None:
         """What this status means; None where it is not listed."""
-        return next((state for state in _WORDS if word.lower() in getattr(self, state)), None)
+        return next((s for s in _WORDS if word.lower() in (known.lower() for known in getattr(self, s))), None)
 
 
 def _videos_asking() -> Asking:
@@ -70,8 +70,8 @@ class VideosApiConfig:
         key_variable: the environment variable that holds the key; None for servers without keys.
         asking: how prompt, seconds, size, frames, fps and seed are named, and what else is sent along.
         body: how they are sent, as JSON or as a multipart form.
-        idempotency_header: sent with the request's key, so that a submission can be repeated without paying twice;
-            empty for services that do not honour it.
+        idempotency_header: sent with the request's key, so that a submission whose answer was lost can be repeated
+            without paying twice, for instance ``Idempotency-Key``; empty unless the service says that it honours one.
         allowed_hosts: hosts besides the service's own that videos may come from; see ``hosts.AllowedHosts``.
         price: estimated money for one second of video, for budgets.
     """
@@ -86,15 +86,14 @@ class VideosApiConfig:
     create_path: str = "videos"
     poll_path: str = "videos/{id}"
     content_path: str = "videos/{id}/content"
-    idempotency_header: str = "Idempotency-Key"
+    idempotency_header: str = ""
     allowed_hosts: tuple[str, ...] = ()
     limits: HttpLimits = field(default_factory=HttpLimits)
     price: float | None = None
 
     def __post_init__(self) -> None:
         AllowedHosts(self.base_url, self.allowed_hosts)
-        if self.price is not None and not self.price >= 0:
-            raise ValueError(f"price must be 0 or more for a second of video, or left out, got {self.price}")
+        require_price_of_second(self.price)
         for name in ("poll_path", "content_path"):
             if "{id}" not in getattr(self, name):
                 raise ValueError(f"{name} must hold {{id}}, where the job's id goes, got {getattr(self, name)!r}")
@@ -114,9 +113,9 @@ def _fields(*names: str, **renamed: str) -> dict[str, str]:
 _OPEN_SERVER = {"fields": _fields("prompt", "size", "fps", "seed", num_frames="frames")}
 # What is known of services that speak this shape; docs/apis.md says how it is known.
 SERVICES: Mapping[str, Mapping[str, Any]] = {
-    "fastvideo": {"asking": _OPEN_SERVER, "idempotency_header": ""},
-    "sglang": {"asking": _OPEN_SERVER, "idempotency_header": ""},
-    "vllm-omni": {"asking": _OPEN_SERVER, "idempotency_header": "", "body": "form"},
+    "fastvideo": {"asking": _OPEN_SERVER},
+    "sglang": {"asking": _OPEN_SERVER},
+    "vllm-omni": {"asking": _OPEN_SERVER, "body": "form"},
     "openrouter": {
         "base_url": "https://openrouter.ai/api/v1",
         "key_variable": "OPENROUTER_API_KEY",
@@ -124,7 +123,6 @@ SERVICES: Mapping[str, Mapping[str, Any]] = {
             "fields": _fields("prompt", "seed", duration="seconds", aspect_ratio="aspect"),
             "aspects": ("16:9", "9:16", "1:1", "4:3", "3:4", "3:2", "2:3", "21:9", "9:21"),
         },
-        "idempotency_header": "",
     },
 }
 
