@@ -22,6 +22,7 @@ _GET_ANOTHER = "make or download the file again"
 _STRIP_FRAME_HEIGHT = 96  # pixels that a frame of a film strip has at least, so that small clips can be seen
 _MARGIN = 4  # pixels around text and between the pictures of a strip
 _BACKGROUND, _INK = (24, 24, 24), (240, 240, 240)
+_SIXTEEN_BITS = 65_535
 _TIE = 1e-6  # seconds: two frames as near as this to a moment count as equally near, and the earlier one is taken
 
 
@@ -57,7 +58,7 @@ def read_fitted(path: Path, geometry: Geometry) -> Clip:
 def read_image(path: Path, *, height: int, width: int) -> Frames:
     """A picture, upright, in any format that pillow reads: uint8 of shape (3, height, width).
 
-    It is resized and cropped as the frames of a clip are.
+    It is resized and cropped as the frames of a clip are. What is transparent shows white.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -67,10 +68,26 @@ def read_image(path: Path, *, height: int, width: int) -> Frames:
         raise FileNotFoundError(f"there is no picture {path}; check the name")
     try:
         with Image.open(path) as image:
-            pixels_HWC: Frames = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            pixels_HWC: Frames = np.asarray(_opaque(_eight_bits(ImageOps.exif_transpose(image))))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what pillow's readers raise
         raise ValueError(f"the picture {path} cannot be read ({error}); give a PNG or JPEG file") from error
     return np.ascontiguousarray(_resized(pixels_HWC, height, width).transpose(2, 0, 1))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Deeper grey pictures scaled, by 16 bits or by 1 where they are fractions; pillow would clip them at 255."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image, dtype=np.float64) / (1 if image.mode == "F" else _SIXTEEN_BITS)
+    return Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """RGB, on white where the picture is transparent."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    seen = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
 
 
 def fit(clip: Clip, geometry: Geometry) -> Clip:

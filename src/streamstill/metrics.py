@@ -197,15 +197,22 @@ def set_interval(
     return Interval(mean=2 * found - float(np.mean(drawn)), low=float(low), high=float(high), n=count)
 
 
-def interval_over_seeds(rows_by_seed: Sequence[Sequence[Mapping[str, float]]], *, seed: int = 0) -> dict[str, Interval]:
+def interval_over_seeds(
+    rows_by_seed: Sequence[Sequence[Mapping[str, float]]], *, same_clips: bool = False, seed: int = 0
+) -> dict[str, Interval]:
     """Every number of the clips' rows over several training seeds: mean and 95 % interval, by name.
 
     Hierarchical bootstrap: seeds are drawn again, then clips within each drawn seed, so the interval also holds what
     another training would change. Every seed counts the same, whatever clips have a number; few seeds make it too
     narrow. Values that are not a number are left out; ``n`` counts the others.
 
+    Args:
+        same_clips: every seed answered the same prompts, in one order: then the same ones are drawn for all seeds.
+            Drawn for each seed by itself, they would look like so many more prompts than there are.
+
     Raises:
-        ValueError: there is no seed, a seed has no clip, or the rows have different names.
+        ValueError: there is no seed, a seed has no clip, the rows have different names, or seeds with the same clips
+            have different numbers of them.
     """
     counts = [len(rows) for rows in rows_by_seed]
     if not counts or not min(counts):
@@ -213,9 +220,10 @@ def interval_over_seeds(rows_by_seed: Sequence[Sequence[Mapping[str, float]]], *
     names = {tuple(sorted(row)) for rows in rows_by_seed for row in rows}
     if len(names) > 1:
         raise ValueError(f"every clip needs the same numbers to be pooled over seeds, got {sorted(names)}")
-    return {
-        name: _hierarchical([[row[name] for row in rows] for rows in rows_by_seed], seed) for name in rows_by_seed[0][0]
-    }
+    if same_clips and len(set(counts)) > 1:
+        raise ValueError(f"seeds that answered the same prompts have equally many clips, got {counts}")
+    pooled = _of_same_clips if same_clips else _hierarchical
+    return {name: pooled([[row[name] for row in rows] for rows in rows_by_seed], seed) for name in rows_by_seed[0][0]}
 
 
 def _hierarchical(values_by_seed: Sequence[Sequence[float]], seed: int) -> Interval:
@@ -233,6 +241,28 @@ def _hierarchical(values_by_seed: Sequence[Sequence[float]], seed: int) -> Inter
     low, high = np.quantile(drawn / len(groups), _QUANTILES)
     mean = float(np.mean([group.mean() for group in groups]))
     return Interval(mean=mean, low=float(low), high=float(high), n=sum(group.size for group in groups))
+
+
+def _of_same_clips(values_by_seed: Sequence[Sequence[float]], seed: int) -> Interval:
+    values_SN = np.asarray(values_by_seed)
+    values_SN = values_SN[~np.isnan(values_SN).all(axis=1)]
+    if not values_SN.size:
+        return NO_INTERVAL
+    dice, (seeds, clips) = np.random.default_rng(seed), values_SN.shape
+    chosen_RS1 = dice.integers(seeds, size=(RESAMPLES, seeds, 1))
+    drawn_RSN = values_SN[chosen_RS1, dice.integers(clips, size=(RESAMPLES, 1, clips))]
+    low, high = np.nanquantile(_mean_of_numbers(_mean_of_numbers(drawn_RSN)), _QUANTILES)
+    mean = float(_mean_of_numbers(_mean_of_numbers(values_SN)))
+    return Interval(mean=mean, low=float(low), high=float(high), n=int((~np.isnan(values_SN)).sum()))
+
+
+def _mean_of_numbers(values: Floats) -> Floats:
+    """Over the last axis; not a number where there is none."""
+    numbers = ~np.isnan(values)
+    count = numbers.sum(axis=-1)
+    total = np.where(numbers, values, 0).sum(axis=-1)
+    means: Floats = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return means
 
 
 def _require_one_size(clip: Clip, reference: Clip, what: str) -> None:

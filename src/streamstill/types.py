@@ -12,6 +12,7 @@ Axes, one meaning everywhere (a tensor is called ``noun_AXES``):
 ``t`` is always diffusion time: t=0 clean, t=1 noise, ``velocity = noise - clean``.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -32,7 +33,7 @@ class Geometry:
     fps: float
 
     def __post_init__(self) -> None:
-        if min(self.frames, self.height, self.width) < 1 or not self.fps > 0:
+        if min(self.frames, self.height, self.width) < 1 or not 0 < self.fps < math.inf:
             raise ValueError(f"every field of a Geometry must be positive, got {self}")
 
     @property

@@ -87,7 +87,7 @@ def test_a_clip_in_one_piece_is_what_sample_whole_makes(
 def test_a_clip_in_one_piece_can_begin_with_a_picture_too(run: Run, student: Path, picture: Path) -> None:
     assert stream(run, student, "--whole", "--first-frame", picture).status == 0
     maker = Student.from_pretrained(student)
-    still = to_frames(maker.codec.decode(still_opening(maker, colours()))[0][0])
+    still = to_frames(maker.codec.decode(still_opening(maker, colours(), device=maker.device))[0][0])
     assert all(np.array_equal(frame, colours()) for frame in still)
     write_clip(Path("still.mp4"), Clip(frames_FCHW=still, fps=8))
     assert np.abs(frames_of("v.mp4")[:4].astype(int) - frames_of("still.mp4")).mean() < 4
@@ -113,7 +113,7 @@ def test_a_clip_in_one_piece_is_decoded_by_the_light_decoder_too(
     assert stream(run, student, "--whole", "--light-decoder", light_decoder, "--first-frame", picture).status == 0
     maker = Student.from_pretrained(student)
     light = LightCodec.from_pretrained(light_decoder, maker.codec)
-    opening = still_opening(maker, colours())
+    opening = still_opening(maker, colours(), device=maker.device)
     with torch.no_grad():
         latents = sample_whole(
             maker.network,

@@ -100,3 +100,10 @@ def test_it_has_the_sizes_of_its_codec() -> None:
 def test_an_overlap_that_leaves_nothing_is_refused(overlap: int) -> None:
     with pytest.raises(ValueError, match=f"tiles of 4 latents cannot share {overlap}; the overlap must be 0 to 3"):
         Tiled(PatchCodec(), size=4, overlap=overlap)
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_clips_that_cannot_be_cut_are_refused_as_the_codec_does(size: int) -> None:
+    for codec in (PatchCodec(), Tiled(PatchCodec(), size=size, overlap=1)):
+        with pytest.raises(ValueError, match=r"height 22 is not divisible by .*4; use 20 or 24"):
+            codec.encode(clip(4, 22, 16))

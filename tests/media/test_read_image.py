@@ -68,3 +68,16 @@ def test_a_picture_that_was_cut_off_is_named(tmp_path: Path, name: str) -> None:
 def test_a_missing_picture_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no picture .*nowhere.png; check the name"):
         read_image(tmp_path / "nowhere.png", height=8, width=8)
+
+
+def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 24 * 16).reshape(16, 24).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "p.png")
+    read = read_image(tmp_path / "p.png", height=16, width=24)
+    assert np.array_equal(read[0], np.round(ramp / 257).astype(np.uint8))
+    assert np.array_equal(read[0], read[2])
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (24, 16), (255, 0, 0, 0)).save(tmp_path / "p.png")
+    assert (read_image(tmp_path / "p.png", height=16, width=24) == 255).all()

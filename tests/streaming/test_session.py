@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -5,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from streamstill.codec.learned import LearnedCodec, LearnedCodecConfig
 from streamstill.codec.light_decoder import LightCodec, LightDecoder, LightDecoderConfig
 from streamstill.codec.patch import PatchCodec
 from streamstill.codec.video import VideoCodec, to_frames, to_pixels
 from streamstill.flow.times import Sampling
 from streamstill.streaming.rollout import rollout
-from streamstill.streaming.session import Session
+from streamstill.streaming.session import Session, still_opening
 from streamstill.student.student import Student
 from streamstill.testing import tiny_student
 from streamstill.types import Frames
@@ -195,3 +197,34 @@ def test_a_codec_of_other_latents_is_refused(codec: VideoCodec) -> None:
 def test_a_first_frame_of_another_size_or_kind_is_refused(wrong: Frames) -> None:
     with pytest.raises(ValueError, match=r"must be uint8 of shape \(3, 16, 16\), got (uint8|float32) of shape \("):
         session(first_frame=wrong)
+
+
+def test_a_video_that_was_broken_off_says_how_to_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    student = tiny_student(seed=1)
+    made = Session(student, PROMPT, sampling=Sampling())
+    first = made.next_chunk()
+    decode = type(student.codec).decode
+
+    def broken(*_: object) -> object:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(type(student.codec), "decode", broken)
+    with pytest.raises(MemoryError):
+        made.next_chunk()
+    monkeypatch.setattr(type(student.codec), "decode", decode)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"call restart\(\)"):
+            next(made.frames())
+    made.restart()
+    assert np.array_equal(made.next_chunk(), first)
+
+
+def test_a_picture_goes_to_where_a_learned_codec_has_its_weights() -> None:
+    config = replace(tiny_student(seed=1).config, codec=LearnedCodecConfig(width=8, blocks=1))
+    network = replace(config.network, latent_channels=LearnedCodec(config.codec).latent_channels)  # type: ignore[arg-type]
+    student = Student(replace(config, network=network)).eval().bfloat16()
+    height, width = student.config.geometry.height, student.config.geometry.width
+    still = np.full((3, height, width), 100, dtype=np.uint8)
+    made = Session(student, PROMPT, sampling=Sampling(), first_frame=still)
+    assert made.next_chunk().dtype == np.uint8
+    assert still_opening(student, still, device=student.device).dtype == torch.bfloat16

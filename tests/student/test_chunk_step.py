@@ -1,6 +1,7 @@
 """The chunk step as a program: it compiles in one piece, it exports, and it refuses what does not fit."""
 
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from streamstill.state import StreamState, map_tensors, tensors_of
 from streamstill.streaming.compiled import compiled
+from streamstill.student.linear import LinearAttention
 from streamstill.student.presets import preset
 from streamstill.student.sandwich import SandwichDiT
 from tests.student.conftest import build, tiny
@@ -166,6 +168,26 @@ def test_a_network_in_half_precision_streams_and_stays_near(dtype: torch.dtype) 
             answers.append(model.velocity(x, t, words, state).float())
     assert {tensor.dtype for tensor in tensors_of(state)} == {dtype, torch.float32, torch.int64}
     assert (answers[1] - answers[0]).abs().mean() < 0.05 * answers[0].abs().mean()
+
+
+def test_long_sums_of_a_large_picture_fit_into_float16() -> None:
+    """Queries times the sum over 2,304 keys a chunk and 128 features are beyond 65,504."""
+    torch.manual_seed(0)
+    mixer = LinearAttention(
+        128, head_dim=128, retention=0.9, chunk_frames=1, theta=100.0, feature_map="softplus"
+    ).eval()
+    half = deepcopy(mixer).half()
+    x = torch.randn(1, 1, 36, 64, 128)
+    with torch.no_grad():
+        answers = []
+        for model, clip in ((mixer, x), (half, x.half())):
+            past = model.empty(1, clip)
+            for _ in range(3):
+                chunk = model.project(clip)
+                answer, past = model.mix(chunk, past), model.remember(chunk, past)
+            answers.append(answer.float())
+    assert torch.isfinite(answers[1]).all()
+    assert (answers[1] - answers[0]).abs().mean() < 0.01 * answers[0].abs().mean()
 
 
 def test_tables_made_while_streaming_serve_training_too() -> None:

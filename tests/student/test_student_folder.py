@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from streamstill.codec.text import WordEncoder
+from streamstill.codec.text import WordEncoder, WordEncoderConfig
 from streamstill.flow.times import Sampling
 from streamstill.student.presets import preset
 from streamstill.student.sandwich import SandwichConfig
@@ -200,3 +200,34 @@ def test_a_nano_student_has_at_most_a_million_parameters() -> None:
     )
     count = sum(parameter.numel() for parameter in build_student(full, seed=0).parameters())
     assert 300_000 < count <= 1_000_000
+
+
+def test_another_size_and_other_steps_keep_place_dtype_mode_and_weights() -> None:
+    student = tiny_student(seed=3).bfloat16().train()
+    for other in (student.with_steps(2), student.resized(replace(student.config.geometry, frames=16))):
+        assert other.training
+        assert {p.dtype for p in other.parameters()} == {torch.bfloat16}
+        assert other.fingerprint == student.fingerprint
+        assert not {p.data_ptr() for p in other.parameters()} & {p.data_ptr() for p in student.parameters()}
+    assert not student.eval().with_steps(2).training
+    assert student.with_steps(2).config.sampling.steps == 2
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ({"latent_channels": 16}, "latent_channels is 16 and the codec's latents have 96"),
+        ({"text_width": 24}, "text_width is 24 and the text encoder's embeddings have"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(network: dict[str, Any], said: str) -> None:
+    config = tiny_student().config
+    with pytest.raises(ValueError, match=said):
+        Student(replace(config, network=replace(config.network, **network)))
+
+
+def test_a_text_encoder_that_cannot_be_built_is_refused() -> None:
+    with pytest.raises(ValueError, match="width 64 cannot be divided among 5 heads"):
+        WordEncoderConfig(heads=5)
+    with pytest.raises(ValueError, match="tokens must be at least 1"):
+        WordEncoderConfig(tokens=0)

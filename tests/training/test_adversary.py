@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from streamstill.testing import tiny_student
 from streamstill.training.discriminators.augmentation import Augmentation
 from streamstill.training.discriminators.blindfold import Blindfold
+from streamstill.training.discriminators.centroid import CentroidDiscriminator
 from streamstill.training.discriminators.motion import ChunkMotionDiscriminator, MotionDiscriminator
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
 from streamstill.training.optim import OptimConfig
@@ -155,7 +156,7 @@ def test_small_micro_batches_hold_the_same_pairs() -> None:
     turn = turn_of(whole)
     (pairs,) = whole.micro_batches("discriminator", turn, dice())
     pieces = parts.micro_batches("discriminator", turn, dice())
-    assert [len(piece.prompts) for piece in pieces] == [3, 3, 2]
+    assert [len(piece.prompts) for piece in pieces] == [2, 3, 3]
     assert torch.equal(torch.cat([piece.teacher_BFCHW for piece in pieces]), pairs.teacher_BFCHW)
     assert torch.equal(torch.cat([piece.student_BFCHW for piece in pieces]), pairs.student_BFCHW)
     assert sum((piece.prompts for piece in pieces), ()) == pairs.prompts
@@ -283,3 +284,22 @@ def test_no_student_learns_from_the_adversary() -> None:
 def test_a_config_that_makes_no_sense_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         replace(CONFIG, **changes)
+
+
+def test_autocast_changes_neither_penalties_nor_small_differences_of_scores() -> None:
+    torch.manual_seed(0)
+    judge = CentroidDiscriminator()
+    with torch.no_grad():
+        judge.head.score.bias.add_(20.0)  # a constant of the prompt, which is free
+    objective = adversary(judge, r1=1.0, r2=1.0, blindfold=OPEN_EYES)
+    turn = turn_of(objective)
+    scores, penalties = {}, {}
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            (micro,) = objective.micro_batches("discriminator", turn, dice())
+            penalties[enabled] = objective.loss("discriminator", micro).metrics
+            scores[enabled] = objective.scores(turn, dice())
+    for name in ("r1", "r2"):
+        torch.testing.assert_close(penalties[True][name], penalties[False][name], rtol=0.02, atol=0)
+    centred = [score - score.mean(dim=1, keepdim=True) for score in scores.values()]
+    assert float(torch.corrcoef(torch.stack(centred).flatten(1))[0, 1]) > 0.95

@@ -12,7 +12,7 @@ from streamstill.recipes.stages import averaged
 from streamstill.training.lora import Lora
 from streamstill.training.objectives.adversary import Adversary
 from streamstill.training.objectives.afd import AdversarialFlowDistillation, Verdict, min_max_rewards
-from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig, NoisedExamples
+from streamstill.training.objectives.flow_matching import NoisedExamples, flow_loss
 from streamstill.training.trainer import Trainer, TrainerConfig
 from tests.training.afd_parts import ADVERSARY, BY_HEART, Brightness, Indifferent, afd, dice, group, lagged, weights
 
@@ -83,12 +83,28 @@ def test_an_anchor_is_flow_matching_on_the_turns_clips_each_once() -> None:
     assert len(shown) == len(teacher)
     assert all((shown == clip).flatten(1).all(dim=1).sum() == 1 for clip in teacher)
     anchored = gradient(objective, micros[0])  # nobody prefers anything: the anchor alone has a gradient
-    teaching = FlowMatching(objective.student, FlowMatchingConfig(micro_batch=3))
     assert isinstance(micros[0].anchor, NoisedExamples)
     objective.student.network.zero_grad()
-    (2 * teaching.loss("student", micros[0].anchor).value).backward()
+    share = micros[0].anchor_share
+    (2 * share * flow_loss(objective.student, micros[0].anchor, full_weight_from=0.05).value).backward()
     alone = torch.cat([p.grad.flatten() for p in objective.student.network.parameters() if p.grad is not None])
     torch.testing.assert_close(anchored, alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 32])
+def test_every_clip_of_the_anchor_weighs_the_same_however_the_turn_is_cut(micro_batch: int) -> None:
+    objective = afd(Indifferent(), anchor=1.0, micro_batch=micro_batch)
+    micros = student_micros(objective)
+    clips = [0 if micro.anchor is None else len(micro.anchor.examples.prompts) for micro in micros]
+    assert sum(clips) == len(group().latents_PMFCHW.flatten(0, 1))
+    for micro, count in zip(micros, clips, strict=True):
+        assert micro.anchor_share * sum(clips) == pytest.approx(count * len(micros))
+
+
+def test_the_text_encoder_gets_no_gradient_from_the_anchor() -> None:
+    objective = afd(Indifferent(), anchor=1.0)
+    objective.loss("student", student_micros(objective)[0]).value.backward()
+    assert all(parameter.grad is None for parameter in objective.student.text.parameters())
 
 
 def test_without_an_anchor_nothing_is_drawn_for_it() -> None:
@@ -113,6 +129,10 @@ def test_more_looks_make_scores_steadier_and_keep_their_mean() -> None:
     [
         ({"anchor": -1.0}, "anchor must not be negative"),
         ({"freeze_after": -1}, "None never freezes"),
+        ({"reward_slope": 0.0}, "reward_slope must be positive"),
+        ({"advantage_clip": -5.0}, "advantage_clip must be positive"),
+        ({"warmup_turns": -3}, "warmup_turns is a number of turns"),
+        ({"full_weight_from": 0.0}, "full_weight_from is a time"),
         ({"reward_map": "median"}, "reward map"),
         ({"context": "dirty"}, "context"),
     ],

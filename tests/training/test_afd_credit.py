@@ -1,5 +1,6 @@
 """Credit by chunk, and rollouts that are not the lagged student's own."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -120,9 +121,8 @@ def test_a_comparison_of_another_shape_is_refused() -> None:
 
 
 def test_a_judge_of_whole_clips_cannot_give_credit_by_chunk() -> None:
-    objective = afd(Brightness(1.0), credit="chunk")
     with pytest.raises(ValueError, match="one score per clip"):
-        verdicts(objective, objective.begin(group(), 0, dice()))
+        afd(Brightness(1.0), credit="chunk")
 
 
 def test_off_policy_rollouts_are_always_the_starts_own() -> None:
@@ -136,17 +136,34 @@ def test_off_policy_rollouts_are_always_the_starts_own() -> None:
     assert torch.equal(weights(off.memory["old"]), weights(on.memory["old"]))
 
 
-@pytest.mark.parametrize("credit", ["clip", "chunk"])
-def test_a_spared_first_chunk_has_reward_one_half_and_the_others_keep_theirs(credit: str) -> None:
-    def made(*, spare: bool) -> Tensor:
-        torch.manual_seed(2)
-        objective = afd(ChunkMotionDiscriminator(16), credit=credit, spare_first_chunk=spare)
-        return torch.cat([v.worth_BC for v in verdicts(objective, objective.begin(group(), 0, dice()))])
+def worths(credit: str, compare: Callable[[Tensor], Tensor] = advantages, *, spare: bool) -> Tensor:
+    torch.manual_seed(2)
+    objective = afd(ChunkMotionDiscriminator(16), credit=credit, spare_first_chunk=spare)
+    objective.compare = compare
+    return torch.cat([v.worth_BC for v in verdicts(objective, objective.begin(group(), 0, dice()))])
 
-    spared_BK, plain_BK = made(spare=True), made(spare=False).expand(-1, CHUNKS)
+
+def test_a_spared_first_chunk_has_reward_one_half_and_the_others_that_of_the_clip() -> None:
+    spared_BK, plain_B1 = worths("clip", spare=True), worths("clip", spare=False)
     assert (spared_BK[:, 0] == 0.5).all()
-    assert torch.equal(spared_BK[:, 1:], plain_BK[:, 1:])
-    assert (plain_BK[:, 0] - 0.5).abs().max() > 0.01
+    assert torch.equal(spared_BK[:, 1:], plain_B1.expand(-1, CHUNKS - 1))
+    assert (plain_B1 - 0.5).abs().max() > 0.01
+
+
+def test_chunks_are_compared_without_the_one_that_is_spared() -> None:
+    """Where its scores are wild, they would take the others' spread, and their mean of 1/2, with them."""
+
+    def wild(score_PKC: Tensor) -> Tensor:
+        first = torch.where(torch.arange(score_PKC.shape[1]) == 0, 50.0, 0.0)[None, :, None]
+        chunks = score_PKC.shape[2]
+        return advantages(
+            torch.cat([score_PKC[:, :, :1] + first, score_PKC[:, :, 1:]], 2) if chunks == CHUNKS else score_PKC
+        )
+
+    spared_BK, plain_BK = worths("chunk", wild, spare=True), worths("chunk", wild, spare=False)
+    assert (spared_BK[:, 0] == 0.5).all()
+    assert float(spared_BK[:, 1:].mean()) == pytest.approx(0.5, abs=1e-5)
+    assert spared_BK[:, 1:].std() > 3 * plain_BK[:, 1:].std()
 
 
 def test_where_all_is_first_chunk_there_is_nothing_to_spare() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from streamstill.testing import tiny_student
 from streamstill.training.batches import PromptGroup
 from streamstill.training.discriminators.blindfold import Blindfold
 from streamstill.training.discriminators.motion import MotionDiscriminator
@@ -187,3 +188,33 @@ def test_a_warm_up_makes_the_discriminator_better_than_chance(tmp_path: Path) ->
         on_step=lambda _, metrics: accuracies.append(metrics["discriminator/pair_accuracy"]),
     ).run()
     assert sum(accuracies[-3:]) / 3 >= 0.8
+
+
+def rates(objective: Any, folder: Path, steps: int, player: str, batches: Any = group) -> list[float]:
+    """The player's learning rate at each of its moves."""
+    trainer = Trainer(objective, batches, TrainerConfig(steps=steps), folder)
+    logged = [trainer.turn(step) for step in range(steps)]
+    return [metrics[f"{player}/lr"] for metrics in logged if f"{player}/lr" in metrics]
+
+
+def test_a_rate_falls_over_the_turns_in_which_its_player_moves(tmp_path: Path) -> None:
+    falling = replace(BY_HEART, decay="linear")
+    adversary = replace(ADVERSARY, optim=falling, steps_per_turn=1)
+    whole = rates(afd(optim=falling, adversary=adversary), tmp_path, 3, "student")
+    assert whole == pytest.approx([falling.lr * left / 3 for left in (3, 2, 1)])
+    resting = afd(optim=falling, adversary=adversary, warmup_turns=2, freeze_after=3)
+    assert rates(resting, tmp_path, 5, "student") == pytest.approx(whole)
+    assert rates(resting, tmp_path, 5, "discriminator") == pytest.approx(whole)
+
+
+def test_so_it_does_in_a_run_of_two_objectives(tmp_path: Path) -> None:
+    falling = replace(BY_HEART, decay="linear")
+    student = tiny_student()
+    adversary = Adversary(student, MotionDiscriminator(16), replace(ADVERSARY, optim=falling, steps_per_turn=1))
+    both = Together(FlowMatching(student, FlowMatchingConfig()), adversary, every=2, begins=1)
+
+    def batches(step: int) -> Any:
+        return examples(), lambda: group(step)
+
+    made = rates(both, tmp_path, 6, "discriminator", batches)
+    assert made == pytest.approx([falling.lr * left / 3 for left in (3, 2, 1)])

@@ -86,7 +86,7 @@ def test_the_loss_is_the_reconstruction_of_noised_latents_and_their_size() -> No
 
 def test_a_batch_is_cut_into_micro_batches() -> None:
     micros = Autoencoding(codec(), CONFIG).micro_batches("codec", (shown(0), 0), torch.Generator().manual_seed(0))
-    assert [micro.clips.prompts for micro in micros] == [PROMPTS[:3], PROMPTS[3:]]
+    assert [micro.clips.prompts for micro in micros] == [PROMPTS[:2], PROMPTS[2:]]
     assert torch.equal(torch.cat([micro.clips.pixels_BFCHW for micro in micros]), shown(0).pixels_BFCHW)
 
 

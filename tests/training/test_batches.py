@@ -44,8 +44,10 @@ def test_every_example_comes_once_before_any_comes_again(count: int, batch: int)
         assert sorted(seen[epoch * count : (epoch + 1) * count], key=int) == [str(row) for row in range(count)]
 
 
-@pytest.mark.parametrize(("count", "size", "sizes"), [(7, 3, [3, 3, 1]), (6, 3, [3, 3]), (2, 5, [2]), (0, 3, [])])
-def test_parts_are_all_of_it_in_order(count: int, size: int, sizes: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("count", "size", "sizes"), [(7, 3, [2, 2, 3]), (6, 3, [3, 3]), (33, 32, [16, 17]), (2, 5, [2]), (0, 3, [])]
+)
+def test_parts_are_all_of_it_in_order_and_none_is_a_small_rest(count: int, size: int, sizes: list[int]) -> None:
     rows = list(range(count))
     parts = [rows[piece] for piece in pieces(count, size)]
     assert [len(part) for part in parts] == sizes

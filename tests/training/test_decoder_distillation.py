@@ -76,7 +76,7 @@ def test_the_target_is_what_the_full_codec_shows_on_a_screen() -> None:
     assert torch.equal(turn.pixels_BFCHW, FULL.decode(3 * latents())[0].clamp(-1, 1))
     assert torch.equal(turn.latents_BFCHW, 3 * latents())
     micros = objective.micro_batches("decoder", turn, torch.Generator().manual_seed(0))
-    assert [micro.prompts for micro in micros] == [PROMPTS[:3], PROMPTS[3:]]
+    assert [micro.prompts for micro in micros] == [PROMPTS[:2], PROMPTS[2:]]
 
 
 def test_noise_is_for_the_light_decoder_alone() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from streamstill.flow.times import Sampling
 from streamstill.testing import tiny_student
 from streamstill.training.discriminators.blindfold import Blindfold
-from streamstill.training.discriminators.motion import MotionDiscriminator
+from streamstill.training.discriminators.motion import ChunkMotionDiscriminator, MotionDiscriminator
 from streamstill.training.objectives.adversary import AdversaryConfig, Comparison
 from streamstill.training.objectives.gan import Kind, RolloutGan, RolloutGanConfig, adversarial_loss, student_loss
 from streamstill.training.objectives.rehearsal import RehearsalConfig, Take
@@ -210,3 +210,24 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
 def test_configs_are_checked(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         RolloutGanConfig(**changes)
+
+
+def test_the_average_judges_the_student_with_as_many_looks_as_were_asked_for() -> None:
+    objective = small(adversary=replace(ADVERSARY, ema_decay=0.9, looks=3))
+    asked: list[int] = []
+    objective.adversary.judge.register_forward_hook(lambda *_: asked.append(1))
+    objective.adversary.discriminator.register_forward_hook(lambda *_: pytest.fail("the newest one was asked"))
+    loss = objective.loss("student", take_of(objective))
+    loss.value.backward()
+    assert len(asked) == 2 * 3  # the student's clips and the teacher's
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in objective.student.network.parameters())
+
+
+def test_a_judge_of_chunks_gives_the_student_the_mean_of_their_scores() -> None:
+    torch.manual_seed(3)
+    objective = small(ChunkMotionDiscriminator(16), adversary=replace(ADVERSARY, blindfold=OPEN_EYES))
+    clips, prompts = group().latents_PMFCHW.flatten(0, 1), ("a", "b", "c", "d")
+    score_B = objective.adversary.clip_scores(clips, prompts, dice())
+    pixels = objective.adversary.seen(clips, dice())
+    chunk_BK = objective.adversary.discriminator.chunk_scores(pixels, prompts, chunks=2)  # type: ignore[operator]
+    torch.testing.assert_close(score_B, chunk_BK.mean(dim=1))

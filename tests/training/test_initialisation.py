@@ -82,7 +82,7 @@ def test_chunks_are_at_kept_times_of_their_own_and_never_at_the_end() -> None:
     paths = gaussian_paths(200)
     objective = OdeRegression(student_with(Table(level_times())), OdeRegressionConfig(micro_batch=150))
     micros = list(objective.micro_batches("student", paths, torch.Generator().manual_seed(0)))
-    assert [len(micro.prompts) for micro in micros] == [150, 50]
+    assert [len(micro.prompts) for micro in micros] == [100, 100]
     (micro, _) = micros
     assert set(micro.t_BK.flatten().tolist()) == set(paths.t_J[:-1].tolist())
     assert (micro.t_BK[:, 0] != micro.t_BK[:, 1]).any()
@@ -91,7 +91,16 @@ def test_chunks_are_at_kept_times_of_their_own_and_never_at_the_end() -> None:
             level = paths.t_J.tolist().index(float(micro.t_BK[row, chunk]))
             frames = slice(2 * chunk, 2 * chunk + 2)
             assert torch.equal(micro.x_t_BFCHW[row, frames], paths.points_BJFCHW[row, level, frames])
-    assert torch.equal(micro.clean_BFCHW, paths.points_BJFCHW[:150, -1])
+    assert torch.equal(micro.clean_BFCHW, paths.points_BJFCHW[:100, -1])
+
+
+def test_paths_that_the_sampler_does_not_walk_are_refused() -> None:
+    objective = OdeRegression(student_with(Table(level_times())), OdeRegressionConfig())
+    paths = gaussian_paths(4)
+    assert objective.begin(paths, 0, torch.Generator()) is paths
+    other = replace(paths, t_J=torch.linspace(1, 0, len(paths.t_J)))
+    with pytest.raises(ValueError, match=r"the student's sampler asks at 0\.\d+; make paths for its \d+ steps"):
+        objective.begin(other, 0, torch.Generator())
 
 
 def test_consistency_learns_the_map_from_every_level_to_the_end(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def parts_of(*, micro_batch: int = 4, seed: int = 0) -> list[Renoised]:
 
 def test_every_rollout_comes_once_with_its_worth_and_prompt() -> None:
     parts = parts_of()
-    assert [len(part.prompts) for part in parts] == [4, 2]
+    assert [len(part.prompts) for part in parts] == [3, 3]
     met = []
     for part in parts:
         for row, prompt in enumerate(part.prompts):

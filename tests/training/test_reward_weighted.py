@@ -182,8 +182,10 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
     [
         ({"micro_batch": 0}, "micro_batch must be at least 1"),
         ({"weighting": "rewards"}, "unknown weighting 'rewards'.*did you mean 'reward'"),
-        ({"temperature": 0.0}, "temperature and weight_clip must be positive"),
-        ({"weight_clip": 0.0}, "temperature and weight_clip must be positive"),
+        ({"temperature": 0.0}, "temperature, weight_clip, .* must be positive"),
+        ({"weight_clip": 0.0}, "must be positive"),
+        ({"advantage_clip": -5.0}, "must be positive"),
+        ({"reward_slope": 0.0}, "must be positive"),
         ({"full_weight_from": 0.0}, "full_weight_from is a time"),
     ],
 )

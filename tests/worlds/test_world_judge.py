@@ -235,3 +235,11 @@ def test_what_is_real_stays(action: str) -> None:
         seen = track(World().render(ask(prompt, seed)), parse(prompt))
         assert permanence(seen) == 1.0
         assert size_error(seen) < 0.05
+
+
+@pytest.mark.parametrize(("frames", "fps"), [(16, 8.0), (64, 8.0), (16, 2.0), (81, 16.0)])
+def test_the_worlds_own_throws_are_obeyed_however_long_the_clip(frames: int, fps: float) -> None:
+    for seed in range(4):
+        for prompt in ("A red ball is thrown to the left.", "A blue ball is thrown to the right."):
+            clip = World().render(ask(prompt, seed, frames=frames, fps=fps))
+            assert prompt_obedience(clip, parse(prompt)) == 1

@@ -109,8 +109,9 @@ def train_student(
     config = with_overrides(Training(student=str(student), objective=objective, steps=steps), overrides)
     tracker = TensorBoardTracker(out / "tensorboard") if track else None
     pupil = Student.from_pretrained(config.student).to(device_to_train_on(device, console))
+    inputs = {"cache": Place.of(cache).uri, "student_weights": pupil.fingerprint}
     method, batches, settings = taught(config, pupil, cache)
-    run = RunFolder.open(out, recipe="train", config=config, inputs={"cache": Place.of(cache).uri})
+    run = RunFolder.open(out, recipe="train", config=config, inputs=inputs)
     with run.stage("training") as folder:
         trainer = train(method, batches, settings, folder, console, title=config.objective, tracker=tracker)
     if isinstance(method, AdversarialFlowDistillation):

@@ -110,7 +110,7 @@ def _made_whole(asked: Asked, maker: Student) -> str:
 
 def _latents(asked: Asked, maker: Student) -> Tensor:
     codec, picture = maker.codec, asked.picture(maker)
-    opening = None if picture is None else still_opening(maker, picture)
+    opening = None if picture is None else still_opening(maker, picture, device=maker.device)
     given = 0 if opening is None else pixel_frames(codec, opening.shape[1])
     if asked.frames <= given:
         raise ValueError(f"--first-frame fills {given} frames; --frames must be more than that, got {asked.frames}")

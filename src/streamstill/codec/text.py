@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamstill.config import require_positive
+
 
 class TextEncoder(Protocol):
     """Prompts to embeddings of a fixed length, so that shapes never depend on the words."""
@@ -36,6 +38,11 @@ class WordEncoderConfig:
     tokens: int = 24
     buckets: int = 512
     heads: int = 4
+
+    def __post_init__(self) -> None:
+        require_positive(self, "width", "tokens", "buckets", "heads")
+        if self.width % self.heads:
+            raise ValueError(f"the text encoder's width {self.width} cannot be divided among {self.heads} heads")
 
 
 class WordEncoder(nn.Module):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from streamstill.codec.counting import first_frames
+from streamstill.codec.counting import clip_latents, first_frames
 from streamstill.codec.video import VideoCodec
+from streamstill.types import Geometry
 
 Tile: TypeAlias = tuple[slice, slice]  # rows and columns
 
@@ -49,7 +50,13 @@ class Tiled:
         return first_frames(self.codec)
 
     def encode(self, pixels_BFCHW: Tensor) -> Tensor:
-        """Latents of shape (B, F, C, H, W)."""
+        """Latents of shape (B, F, C, H, W).
+
+        Raises:
+            ValueError: the clips cannot be cut into the codec's latents.
+        """
+        frames, height, width = pixels_BFCHW.shape[1], *pixels_BFCHW.shape[3:]
+        clip_latents(self, Geometry(frames=frames, height=height, width=width, fps=1))
         _, rows, columns = self.compression
         tiles = self._tiles(pixels_BFCHW.shape[3] // rows, pixels_BFCHW.shape[4] // columns)
         made = [self.codec.encode(_cut(pixels_BFCHW, _scaled(tile, rows, columns))) for tile in tiles]

@@ -1,5 +1,6 @@
 """How training times are drawn and which times a sampler visits: the same shift in both."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ class Sampling:
     shift: float = 8.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.shift > 0:
+        if self.steps < 1 or not 0 < self.shift < math.inf:
             raise ValueError(f"a sampler needs steps >= 1 and shift > 0, got steps={self.steps}, shift={self.shift}")
 
     def times(self) -> Tensor:

@@ -28,8 +28,8 @@ def stream_chunks(
 ) -> Iterator[Tensor]:
     """Yield clean chunks of shape (B, chunk_frames, C, H, W), one for each text, for ever if texts go on for ever.
 
-    Gradients flow if they are enabled around the call. Noise is drawn on the generator's device, one tensor per
-    chunk, so a longer rollout begins with the shorter one.
+    Gradients flow if they are enabled around the call. Noise is drawn on the CPU by a generator of the CPU, one
+    tensor per chunk, so a longer rollout begins with the shorter one.
 
     Args:
         texts: ``text_BLD`` for each chunk; the prompt may change from chunk to chunk.

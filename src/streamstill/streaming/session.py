@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from streamstill.codec.counting import pixel_frames, sizes_of
 from streamstill.codec.video import VideoCodec, to_frames, to_pixels
@@ -40,8 +40,8 @@ class Streamer(Protocol):
 
 
 @torch.no_grad()
-def still_opening(student: Streamer, first_frame: Frames) -> Tensor:
-    """A picture as one clean chunk in which nothing moves, shape (1, chunk_frames, C, H, W).
+def still_opening(student: Streamer, first_frame: Frames, *, device: torch.device) -> Tensor:
+    """A picture as one clean chunk in which nothing moves, shape (1, chunk_frames, C, H, W), on the device.
 
     Args:
         first_frame: uint8 of shape (3, height, width), the student's size.
@@ -57,7 +57,8 @@ def still_opening(student: Streamer, first_frame: Frames) -> Tensor:
             f"shape {first_frame.shape}; media.read_image reads a picture at any size"
         )
     still = to_pixels(first_frame).expand(1, pixel_frames(student.codec, student.network.chunk_frames), *wanted)
-    return student.codec.encode(still)
+    weight = next(student.codec.parameters(), None) if isinstance(student.codec, nn.Module) else None
+    return student.codec.encode(still.to(device) if weight is None else still.to(weight)).to(device)
 
 
 class Session:
@@ -91,7 +92,7 @@ class Session:
         self._prompt = prompt
         self._opening = None
         if first_frame is not None:
-            self._opening = still_opening(student, first_frame).to(self._text_BLD.device)
+            self._opening = still_opening(student, first_frame, device=self._text_BLD.device)
         self._chunks = self._stream()
 
     @property
@@ -110,8 +111,15 @@ class Session:
         self._chunks = self._stream()
 
     def next_chunk(self) -> Frames:
-        """The next frames, uint8 of shape (frames, 3, height, width)."""
-        return next(self._chunks)
+        """The next frames, uint8 of shape (frames, 3, height, width).
+
+        Raises:
+            RuntimeError: an error, or Ctrl-C, broke an earlier chunk off: its past is lost.
+        """
+        try:
+            return next(self._chunks)
+        except StopIteration:
+            raise RuntimeError("this video was broken off in an earlier chunk; call restart() to begin anew") from None
 
     def frames(self) -> Iterator[Frames]:
         """Frames one by one, uint8 of shape (3, height, width), without end."""

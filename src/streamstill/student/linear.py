@@ -69,8 +69,11 @@ class LinearAttention(nn.Module):
     def mix(self, chunk: LinearChunk, past: LinearState) -> Tensor:
         """The weighted mean of the values, shape (R, F, H, W, D)."""
         query_RSNE = chunk.query_RSNE
-        kv_RNEE = (past.kv_BNEE + chunk.kv_RNEE).to(query_RSNE.dtype)
-        k_RNE = (past.k_BNE + chunk.k_RNE).to(query_RSNE.dtype)
+        kv_RNEE, k_RNE = past.kv_BNEE + chunk.kv_RNEE, past.k_BNE + chunk.k_RNE
+        if query_RSNE.dtype == torch.float16:  # its numbers end at 65,504; over a common size both say the same
+            size_RN1 = k_RNE.mean(dim=-1, keepdim=True).clamp_min(TINY)
+            kv_RNEE, k_RNE = kv_RNEE / size_RN1.unsqueeze(-1), k_RNE / size_RN1
+        kv_RNEE, k_RNE = kv_RNEE.to(query_RSNE.dtype), k_RNE.to(query_RSNE.dtype)
         weighted_RSNE = torch.einsum("rsne,rnef->rsnf", chunk.turned_query_RSNE, kv_RNEE)
         total_RSN = torch.einsum("rsne,rne->rsn", query_RSNE, k_RNE) + TINY
         return (weighted_RSNE / total_RSN.unsqueeze(-1)).reshape(*chunk.grid_RFHW0.shape[:4], -1)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from streamstill.codec.video import VideoCodec
 from streamstill.config import from_dict, to_dict, write_json
 from streamstill.flow.times import Sampling
 from streamstill.student.network import Network, NetworkConfig, build_network
+from streamstill.student.wan import CausalWanConfig
 from streamstill.tensor_file import write_tensors
 from streamstill.types import Geometry
 
@@ -57,6 +59,7 @@ class Student(nn.Module):
         self.config = config
         self.network: Network = build_network(config.network)
         self.text: WordEncoder | CachedText = build_text(config.text)
+        _require_fitting(config.network, self.codec, self.text)
         _require_whole_patches(config.geometry, self.codec, self.network)
 
     def keep_text_in(self, folder: Path) -> None:
@@ -87,7 +90,8 @@ class Student(nn.Module):
         """Twelve hexadecimal digits that differ where the weights differ."""
         digest = hashlib.sha256()
         for name, tensor in self.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:12]
 
     def resized(self, geometry: Geometry) -> "Student":
@@ -99,9 +103,11 @@ class Student(nn.Module):
         return self._copied(replace(self.config, sampling=replace(self.config.sampling, steps=steps)))
 
     def _copied(self, config: StudentConfig) -> "Student":
-        student = Student(config)
-        student.load_state_dict(self.state_dict())
-        return student.to(self.device)
+        """A copy in the same place, dtype and mode; encoders of other libraries are shared, not loaded anew."""
+        _require_whole_patches(config.geometry, self.codec, self.network)
+        student = deepcopy(self)
+        student.config = config
+        return student
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json``, each whole or not at all; the config comes last.
@@ -147,6 +153,19 @@ def build_student(config: StudentConfig, *, seed: int) -> Student:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Student(config)
+
+
+def _require_fitting(network: NetworkConfig, codec: VideoCodec, text: WordEncoder | CachedText) -> None:
+    wan = isinstance(network, CausalWanConfig)
+    pairs = (
+        ("in_channels" if wan else "latent_channels", "the codec's latents", codec.latent_channels),
+        ("text_dim" if wan else "text_width", "the text encoder's embeddings", text.text_width),
+    )
+    for name, whose, has in pairs:
+        if getattr(network, name) != has:
+            raise ValueError(
+                f"the network's {name} is {getattr(network, name)} and {whose} have {has}; build it with {name}={has}"
+            )
 
 
 def _require_whole_patches(size: Geometry, codec: VideoCodec, network: Network) -> None:

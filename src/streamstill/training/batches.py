@@ -1,5 +1,6 @@
 """Clips to latents, latents to batches. A batch is a pure function of the step, so a run can stop and go on."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -89,8 +90,13 @@ def repeated(prompts: Sequence[str], count: int) -> tuple[str, ...]:
 
 
 def pieces(count: int, size: int) -> list[slice]:
-    """``count`` rows in order, at most ``size`` of them in a slice."""
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    """``count`` rows in order, at most ``size`` of them in a slice, and as evenly as that allows.
+
+    Losses are means over a piece, and a step's gradient is the mean over its pieces: a small rest would weigh too much.
+    """
+    parts = -(-count // size)
+    bounds = [count * part // parts for part in range(parts + 1)] if parts else []
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 def encode_clip(clip: Clip, codec: VideoCodec, *, device: torch.device | str | None = None) -> Tensor:

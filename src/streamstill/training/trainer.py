@@ -288,7 +288,8 @@ class _Mover(Generic[MicroT]):
     """A player together with what the trainer keeps for it."""
 
     def __init__(self, player: Player, turns: int) -> None:
-        self.player = replace(player, optim=player.optim.over(turns * player.steps_per_turn))
+        moving = sum(player.moves(turn) for turn in range(turns))
+        self.player = replace(player, optim=player.optim.over(moving * player.steps_per_turn))
         self.optimizer = build_optimizer(player.module, self.player.optim)
         self.ema = None if player.ema_decay is None else Ema(player.module, player.ema_decay)
         self.moves = 0

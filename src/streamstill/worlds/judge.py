@@ -22,6 +22,7 @@ _CLEARANCE = 0.02  # stage heights
 _TRIPLE_STEP = 1 / 8  # seconds between the frames of a triple
 _FEWEST_TRIPLES = 2
 _SIZE_TOLERANCE = 0.35
+_BEFORE_A_WALL = 0.5  # seconds
 _FIRST_MOMENT = 1 / 8  # seconds in which a dropped body has no time to go sideways
 _SIDEWAYS = 0.3  # stage heights per second
 _STIR = 0.05  # stage heights per second: slower than this is standing still
@@ -184,14 +185,18 @@ def _size_obeyed(seen: Track) -> bool:
 
 
 def _motion_obeyed(scene: Scene, seen: Track) -> bool:
-    """A throw goes to its side in the first quarter, a drop starts without going sideways, anything else moves."""
+    """A throw goes to its side in the first quarter, and half a second, before a wall sends it back.
+
+    A drop starts without going sideways, anything else moves.
+    """
     start = seen.centroid_F2[0]
     if np.isnan(start).any():
         return False
     frames = len(seen.centroid_F2)
     if scene.action in ("throw left", "throw right"):
         way = -1 if scene.action == "throw left" else 1
-        later = seen.centroid_F2[min(max(1, frames // 4), frames - 1), 0]
+        count = max(1, min(frames // 4, round(_BEFORE_A_WALL * seen.fps)))
+        later = seen.centroid_F2[min(count, frames - 1), 0]
         return bool(way * (later - start[0]) > _THROWN)
     if scene.action == "drop":
         count = max(1, round(_FIRST_MOMENT * seen.fps))

@@ -1,5 +1,7 @@
 """The blindfold keeps a discriminator from judging by edges, and the switch shows what it would read without."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -84,3 +86,11 @@ def test_a_difference_of_texture_alone_is_read_without_the_blindfold_and_not_wit
 def test_a_difference_of_motion_is_read_through_the_blindfold() -> None:
     unseen = (drifting(16, step=3, seed=1), drifting(16, step=0, seed=1))
     assert accuracy(Blindfold(), drifting(16, step=3), drifting(16, step=0), unseen) >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"blur": 0}, "blur"), ({"stride": 0}, "stride"), ({"noise": -1.0}, "noise")]
+)
+def test_an_impossible_blindfold_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Blindfold(**changes)

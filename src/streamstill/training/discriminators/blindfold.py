@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from streamstill.config import require_positive
+
 
 @dataclass(frozen=True, kw_only=True)
 class Blindfold:
@@ -17,6 +19,11 @@ class Blindfold:
     blur: int = 4  # side of the averaged square, pixels
     stride: int = 2  # pixels
     noise: float = 0.15  # standard deviation; pixels lie in [-1, 1]
+
+    def __post_init__(self) -> None:
+        require_positive(self, "blur", "stride")
+        if not self.noise >= 0:
+            raise ValueError(f"the noise of a blindfold is a standard deviation, got {self.noise}; 0 adds none")
 
     def __call__(self, pixels_BFCHW: Tensor, generator: torch.Generator) -> Tensor:
         """Low-passed, subsampled, noised pixels; differentiable."""

@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from streamstill.codec.text import WordEncoder, WordEncoderConfig
 
 
 class PromptHead(nn.Module):
-    """The score is a projection: ``w . f(clip) + e(prompt) . f(clip)``, so it asks whether the clip fits its prompt."""
+    """The score is a projection: ``w . f(clip) + e(prompt) . f(clip)``, so it asks whether the clip fits its prompt.
+
+    It is computed in the head's own precision, also within autocast: scores of a prompt may differ by little beside the
+    constant that they share, and that is all that counts.
+    """
 
     def __init__(self, features: int, text_width: int) -> None:
         super().__init__()
@@ -18,7 +23,9 @@ class PromptHead(nn.Module):
 
     def forward(self, features: Tensor, prompts: Sequence[str]) -> Tensor:
         """``score_B`` of features of shape (B, D), ``score_BK`` of (B, K, D)."""
-        wanted = self.prompt(self.text.encode(prompts).mean(dim=1))
-        if features.ndim == 3:
-            wanted = wanted.unsqueeze(1)
-        return self.score(features)[..., 0] + (features * wanted).sum(dim=-1) / wanted.shape[-1] ** 0.5
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(self.score.weight.dtype)
+            wanted = self.prompt(self.text.encode(prompts).mean(dim=1))
+            if features.ndim == 3:
+                wanted = wanted.unsqueeze(1)
+            return self.score(features)[..., 0] + (features * wanted).sum(dim=-1) / wanted.shape[-1] ** 0.5

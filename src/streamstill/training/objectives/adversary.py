@@ -61,7 +61,7 @@ class AdversaryConfig:
             raise ValueError(f"ema_decay must lie in [0, 1), or be None for no average, got {self.ema_decay}")
         if self.replay < 0:
             raise ValueError(f"replay is a number of pairs, got {self.replay}; 0 remembers none")
-        require_positive(self, "looks", *(() if self.micro_batch is None else ("micro_batch",)))
+        require_positive(self, "steps_per_turn", "looks", *(() if self.micro_batch is None else ("micro_batch",)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +156,16 @@ class Adversary:
         ]
 
     def loss(self, player: str, micro: Comparison) -> Loss:
-        """Bradley-Terry over the pairs (AFD Eq. 1), or the logistic loss of a GAN, and the penalties with a weight."""
+        """Bradley-Terry over the pairs (AFD Eq. 1), or the logistic loss of a GAN, and the penalties with a weight.
+
+        With penalties it is computed without autocast: they are differences of scores over a small distance.
+        """
+        if not (self.config.r1 or self.config.r2):
+            return self._loss(micro)
+        with torch.autocast(micro.student_BFCHW.device.type, enabled=False):
+            return self._loss(micro)
+
+    def _loss(self, micro: Comparison) -> Loss:
         teacher_BK = _scores(self.discriminator, micro.teacher_BFCHW, micro.prompts, micro.chunks)
         student_BK = _scores(self.discriminator, micro.student_BFCHW, micro.prompts, micro.chunks)
         margin_BK = (teacher_BK - student_BK).detach()
@@ -198,18 +207,27 @@ class Adversary:
         """``score_PK`` of the rollouts: higher looks more like the teacher. With chunks, the mean of theirs."""
         return self._judged(turn.rollouts_PKFCHW, turn.group.prompts, generator).mean(dim=2)
 
+    def clip_scores(self, latents_BFCHW: Tensor, prompts: tuple[str, ...], generator: torch.Generator) -> Tensor:
+        """``score_B`` of clean latents, as ``scores`` judges rollouts, with a gradient where gradients are enabled."""
+        looks = [self._look(latents_BFCHW, prompts, generator) for _ in range(self.config.looks)]
+        return torch.stack(looks).mean(0).mean(dim=1)
+
     def chunk_scores(self, turn: Round, generator: torch.Generator) -> Tensor:
         """``score_PKC`` of every chunk of the rollouts, each of the frames up to the chunk's end.
 
         Raises:
             ValueError: the discriminator gives one score per clip.
         """
+        self.require_chunk_scores()
+        return self._judged(turn.rollouts_PKFCHW, turn.group.prompts, generator)
+
+    def require_chunk_scores(self) -> None:
+        """Refuse a discriminator that gives one score per clip."""
         if not self.per_chunk:
             raise ValueError(
                 f"{type(self.discriminator).__name__} gives one score per clip, and one per chunk was asked for; "
                 "build the discriminator with MotionConfig(per_chunk=True)"
             )
-        return self._judged(turn.rollouts_PKFCHW, turn.group.prompts, generator)
 
     def margins(self, turn: Round, generator: torch.Generator) -> Tensor:
         """``margin_PMK``: the score of each of the teacher's answers minus that of each rollout of its prompt."""
@@ -253,7 +271,7 @@ class Adversary:
         self, teacher: Tensor, student: Tensor, prompts: tuple[str, ...], generator: torch.Generator
     ) -> Comparison:
         config = self.config
-        sides = [self.seen(latents, generator) for latents in (teacher, student)]
+        sides = [self.seen(latents, generator).float() for latents in (teacher, student)]
         moved = [
             nearby(side, distance=config.penalty_distance, generator=generator) if weight else None
             for side, weight in zip(sides, (config.r1, config.r2), strict=True)

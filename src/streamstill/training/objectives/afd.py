@@ -6,7 +6,7 @@ path from noise to that rollout (Eqs. 3-4). Where the paper is silent the choice
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -19,8 +19,9 @@ from streamstill.student.student import Student
 from streamstill.training.batches import Examples, PromptGroup, repeated
 from streamstill.training.lora import Lora
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
-from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatchingConfig, NoisedExamples
-from streamstill.training.objectives.objective import Loss, Player
+from streamstill.training.objectives.flow_matching import NoisedExamples, flow_loss, noised_examples
+from streamstill.training.objectives.objective import Loss, Player, from_turn
+from streamstill.training.objectives.regression import require_full_weight_from
 from streamstill.training.objectives.renoised import Renoised, renoised
 from streamstill.training.optim import OptimConfig
 from streamstill.training.policies import OldSchedule, Policies, build_policies
@@ -51,13 +52,18 @@ class AfdConfig:
     rollouts: Literal["old", "start"] = "old"  # who makes them; the start's are off-policy, for comparison
     prior: float = 0.0  # weight of |velocity - velocity of the start|^2 (Eq. 5)
     anchor: float = 0.0  # weight of flow matching on the teacher's clips of the turn; ours
+    full_weight_from: float = 0.05  # of the anchor, as of flow matching
     ema_decay: float | None = None  # set: an average of the student's weights is kept, which is what a run returns
     self_normalise: bool = False  # divide each error by its own size, as DiffusionNFT does
     micro_batch: int = 32
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"beta must be positive, got {self.beta}; the usual values are 0.1 and 1")
+        for name, usual in (("beta", "0.1 and 1"), ("advantage_clip", "5"), ("reward_slope", "0.1 and 0.25")):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}; usual: {usual}")
+        if self.warmup_turns < 0:
+            raise ValueError(f"warmup_turns is a number of turns, got {self.warmup_turns}; 0 begins at once")
+        require_full_weight_from(self.full_weight_from)
         for name, weight in (("prior", self.prior), ("anchor", self.anchor)):
             if not weight >= 0:
                 raise ValueError(f"{name} must not be negative, got {weight}; 0 leaves it out")
@@ -80,6 +86,7 @@ class Verdict(Renoised):
     """Noised rollouts whose worth is their reward, and what holds the student to the teacher's clips."""
 
     anchor: NoisedExamples | None = None  # some of the teacher's clips
+    anchor_share: float = 1.0  # how many they are, beside the turn's clips dealt out evenly to all micro batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,15 +192,23 @@ class AdversarialFlowDistillation:
             )
         self.student, self.config, self.compare = student, config, compare
         self.adversary = Adversary(student, discriminator, config.adversary)
+        if config.credit == "chunk":
+            self.adversary.require_chunk_scores()
         self.policies: Policies = build_policies(student.network, config.lora, keep_start=config.needs_start)
-        self._teaching = FlowMatching(student, FlowMatchingConfig(micro_batch=config.micro_batch))
 
     @property
     def players(self) -> tuple[Player, ...]:
         """The discriminator moves first, so that the student is judged by the newest one."""
         config = self.config
-        student = Player(name="student", module=self.policies.trained, optim=config.optim, ema_decay=config.ema_decay)
-        return (*self.adversary.players, student)
+        student = Player(
+            name="student",
+            module=self.policies.trained,
+            optim=config.optim,
+            ema_decay=config.ema_decay,
+            moves=from_turn(config.warmup_turns),
+        )
+        judges = (replace(judge, moves=lambda turn: not self._frozen(turn)) for judge in self.adversary.players)
+        return (*judges, student)
 
     @property
     def memory(self) -> Mapping[str, nn.Module]:
@@ -205,8 +220,7 @@ class AdversarialFlowDistillation:
         maker = self.policies.old if self.config.rollouts == "old" else self.policies.start
         with maker() as network:
             made = self.adversary.roll_out(network, batch, generator)
-        freeze_after = self.config.freeze_after
-        return Trial(made, step < self.config.warmup_turns, freeze_after is not None and step >= freeze_after)
+        return Trial(made, step < self.config.warmup_turns, self._frozen(step))
 
     def micro_batches(self, player: str, turn: Trial, generator: torch.Generator) -> Sequence[Comparison | Verdict]:
         """Pairs for the discriminator; judged and noised rollouts for the student."""
@@ -238,30 +252,36 @@ class AdversarialFlowDistillation:
             micro_batch=self.config.micro_batch,
             generator=generator,
         )
-        anchors = self._anchors(turn.group, len(parts), generator)
-        return [Verdict(**vars(part), anchor=anchor) for part, anchor in zip(parts, anchors, strict=True)]
-
-    def _anchors(self, group: PromptGroup, parts: int, generator: torch.Generator) -> list[NoisedExamples | None]:
-        """The teacher's clips of the turn, noised and dealt out to the micro batches."""
         if self.config.anchor == 0:
-            return [None] * parts
-        answers = group.latents_PMFCHW.shape[1]
-        whose = repeated(group.prompts, answers)
-        clips, order = (
-            Examples(group.latents_PMFCHW.flatten(0, 1), whose),
-            torch.randperm(len(whose), generator=generator),
-        )
-        dealt = [clips[rows.tolist()] for rows in order.tensor_split(parts)]
-        return [next(iter(self._teaching.micro_batches("student", part, generator)), None) for part in dealt]
+            return [Verdict(**vars(part)) for part in parts]
+        whose = repeated(turn.group.prompts, turn.group.latents_PMFCHW.shape[1])
+        clips = Examples(turn.group.latents_PMFCHW.flatten(0, 1), whose)
+        dealt = torch.randperm(len(whose), generator=generator).tensor_split(len(parts))
+        return [
+            self._anchored(part, clips[rows.tolist()], len(rows) * len(parts) / len(whose), generator)
+            for part, rows in zip(parts, dealt, strict=True)
+        ]
+
+    def _anchored(self, part: Renoised, clips: Examples, share: float, generator: torch.Generator) -> Verdict:
+        """Judged rollouts with some of the teacher's clips beside them, noised; there may be too few for every part."""
+        anchor = noised_examples(self.student, clips, generator) if clips.prompts else None
+        return Verdict(**vars(part), anchor=anchor, anchor_share=share)
+
+    def _frozen(self, turn: int) -> bool:
+        """Whether the discriminator rests."""
+        return self.config.freeze_after is not None and turn >= self.config.freeze_after
 
     def _rewards(self, turn: Round, generator: torch.Generator) -> Tensor:
         """``reward_BK`` of the rollouts: one column for whole rollouts, or one for each chunk."""
         judge = self.adversary.chunk_scores if self.config.credit == "chunk" else self.adversary.scores
-        advantage, rollouts = self.compare(judge(turn, generator)), tuple(turn.rollouts_PKFCHW.shape[:2])
-        if tuple(advantage.shape) not in (rollouts, (*rollouts, self._chunks(turn))):
+        score, rollouts = judge(turn, generator), tuple(turn.rollouts_PKFCHW.shape[:2])
+        if self.config.spare_first_chunk and score.ndim == 3:
+            score = score[:, :, 1:]  # so that the others' rewards have a mean of 1/2
+        advantage, chunks = self.compare(score), score.shape[2] if score.ndim == 3 else self._chunks(turn)
+        if tuple(advantage.shape) not in (rollouts, (*rollouts, chunks)):
             raise ValueError(
                 f"compare gave advantages of shape {tuple(advantage.shape)}; it must give one for each rollout, "
-                f"{rollouts}, or one for each of their {self._chunks(turn)} chunks"
+                f"{rollouts}, or one for each of their {chunks} chunks"
             )
         clip = self.config.advantage_clip
         if self.config.reward_map == "min_max":
@@ -294,9 +314,10 @@ class AdversarialFlowDistillation:
             drift = (velocity - velocity_start).square().mean()
             loss, metrics["drift_from_start"] = loss + self.config.prior * drift, drift.detach()
         if verdict.anchor is not None:
+            floor = self.config.full_weight_from
             with self.policies.student():
-                taught = self._teaching.loss("student", verdict.anchor).value
-            loss, metrics["anchor"] = loss + self.config.anchor * taught, taught.detach()
+                taught = flow_loss(self.student, verdict.anchor, full_weight_from=floor, text_learns=False).value
+            loss, metrics["anchor"] = loss + self.config.anchor * verdict.anchor_share * taught, taught.detach()
         return Loss(loss, metrics)
 
     def _errors(self, clean: Tensor, clean_old: Tensor, made: Renoised) -> Tensor:
@@ -309,8 +330,8 @@ class AdversarialFlowDistillation:
 
 def _first_spared(reward_BK: Tensor, chunks: int) -> Tensor:
     """A column for each chunk, 1/2 in the first: there the pull and the push cancel at the lagged student."""
-    each_BK = reward_BK.expand(-1, chunks)
-    return torch.cat([torch.full_like(each_BK[:, :1], 0.5), each_BK[:, 1:]], dim=1)
+    others_BK = reward_BK.expand(-1, chunks - 1) if reward_BK.shape[1] == 1 else reward_BK[:, 1 - chunks :]
+    return torch.cat([torch.full_like(others_BK[:, :1], 0.5), others_BK], dim=1)
 
 
 def _velocity(network: Network, text_BLD: Tensor, x_t: Tensor, t_BK: Tensor, context_BFCHW: Tensor) -> Tensor:

@@ -73,29 +73,44 @@ class FlowMatching:
 
     def micro_batches(self, player: str, turn: Examples, generator: torch.Generator) -> Sequence[NoisedExamples]:
         """The batch in parts, each with its noise and times."""
-        return [self._noised(part, generator) for part in turn.split(self.config.micro_batch)]
+        dropout = self.config.prompt_dropout
+        parts = turn.split(self.config.micro_batch)
+        return [noised_examples(self.student, part, generator, prompt_dropout=dropout) for part in parts]
 
     def loss(self, player: str, micro: NoisedExamples) -> Loss:
         """Mean squared error of the velocity; also logs the error of the clean estimate."""
-        clean, network = micro.examples.latents_BFCHW, self.student.network
-        t_BF = micro.t_BK.repeat_interleave(network.chunk_frames, dim=1)
-        x_t = noised(clean, micro.noise_BFCHW, t_BF)
-        text_BLD = shown_text(self.student, micro.examples.prompts, micro.hidden_B)
-        velocity = network.velocity_in_context(x_t, micro.t_BK, text_BLD, context_BFCHW=clean)
-        weight = self.config.full_weight_from
-        return velocity_loss(velocity, clean, micro.noise_BFCHW, t_BF, full_weight_from=weight)
+        return flow_loss(self.student, micro, full_weight_from=self.config.full_weight_from)
 
     def end(self, turn: Examples, step: int) -> Mapping[str, float]:
         """Nothing to do after a step."""
         return {}
 
-    def _noised(self, part: Examples, generator: torch.Generator) -> NoisedExamples:
-        batch, frames = part.latents_BFCHW.shape[:2]
-        chunks = frames // self.student.network.chunk_frames
-        noise = torch.randn(part.latents_BFCHW.shape, generator=generator)
-        t_BK = training_times((batch, chunks), shift=self.student.config.sampling.shift, generator=generator)
-        hidden_B = None
-        if self.config.prompt_dropout:  # without it nothing is drawn: runs from before it stay what they were
-            hidden_B = torch.rand(batch, generator=generator) < self.config.prompt_dropout
-            hidden_B = hidden_B.to(part.latents_BFCHW.device)
-        return NoisedExamples(part, noise.to(part.latents_BFCHW), t_BK.to(part.latents_BFCHW.device), hidden_B)
+
+def noised_examples(
+    student: Student, part: Examples, generator: torch.Generator, *, prompt_dropout: float = 0.0
+) -> NoisedExamples:
+    """Examples with noise, a time of the student's own schedule for each chunk, and a share of prompts hidden."""
+    batch, frames = part.latents_BFCHW.shape[:2]
+    chunks = frames // student.network.chunk_frames
+    noise = torch.randn(part.latents_BFCHW.shape, generator=generator)
+    t_BK = training_times((batch, chunks), shift=student.config.sampling.shift, generator=generator)
+    hidden_B = None
+    if prompt_dropout:  # without it nothing is drawn: runs from before it stay what they were
+        hidden_B = torch.rand(batch, generator=generator) < prompt_dropout
+        hidden_B = hidden_B.to(part.latents_BFCHW.device)
+    return NoisedExamples(part, noise.to(part.latents_BFCHW), t_BK.to(part.latents_BFCHW.device), hidden_B)
+
+
+def flow_loss(student: Student, micro: NoisedExamples, *, full_weight_from: float, text_learns: bool = True) -> Loss:
+    """Mean squared error of the velocity, teacher-forced; also logs the error of the clean estimate.
+
+    Args:
+        text_learns: whether the text encoder gets a gradient; not where this only holds a network to the clips.
+    """
+    clean, network = micro.examples.latents_BFCHW, student.network
+    t_BF = micro.t_BK.repeat_interleave(network.chunk_frames, dim=1)
+    x_t = noised(clean, micro.noise_BFCHW, t_BF)
+    with torch.set_grad_enabled(text_learns and torch.is_grad_enabled()):
+        text_BLD = shown_text(student, micro.examples.prompts, micro.hidden_B)
+    velocity = network.velocity_in_context(x_t, micro.t_BK, text_BLD, context_BFCHW=clean)
+    return velocity_loss(velocity, clean, micro.noise_BFCHW, t_BF, full_weight_from=full_weight_from)

@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamstill.flow.path import noised
-from streamstill.flow.times import training_times
 from streamstill.student.student import Student
-from streamstill.training.batches import PromptGroup
+from streamstill.training.batches import Examples, PromptGroup
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
-from streamstill.training.objectives.objective import Loss, Player
-from streamstill.training.objectives.regression import require_full_weight_from, velocity_error
+from streamstill.training.objectives.flow_matching import flow_loss, noised_examples
+from streamstill.training.objectives.objective import Loss, Player, from_turn
+from streamstill.training.objectives.regression import require_full_weight_from
 from streamstill.training.objectives.rehearsal import Rehearsal, RehearsalConfig, Take
 from streamstill.training.optim import OptimConfig
 
@@ -60,10 +59,10 @@ def adversarial_loss(adversary: Adversary, clean_BFCHW: Tensor, take: Take) -> L
     """The student's loss of clips that have a gradient: decoded, blindfolded and judged beside the teacher's."""
     assert take.teacher_BFCHW is not None, "the discriminator has been shown the teacher's clips before"
     dice = take.dice
-    student_B = adversary.discriminator(adversary.seen(clean_BFCHW, dice), take.prompts)
+    student_B = adversary.clip_scores(clean_BFCHW, take.prompts, dice)
     with torch.no_grad():
-        teacher_B = adversary.discriminator(adversary.seen(take.teacher_BFCHW, dice), take.prompts)
-    loss = student_loss(student_B.float(), teacher_B.float(), adversary.config.loss)
+        teacher_B = adversary.clip_scores(take.teacher_BFCHW, take.prompts, dice)
+    loss = student_loss(student_B, teacher_B, adversary.config.loss)
     return Loss(loss, {"adversarial": loss.detach(), "fooled": (student_B > teacher_B).float().mean()})
 
 
@@ -83,7 +82,13 @@ class RolloutGan:
     def players(self) -> tuple[Player, ...]:
         """The discriminator moves first, so that the student is judged by the newest one."""
         config = self.config
-        student = Player(name="student", module=self.student.network, optim=config.optim, ema_decay=config.ema_decay)
+        student = Player(
+            name="student",
+            module=self.student.network,
+            optim=config.optim,
+            ema_decay=config.ema_decay,
+            moves=from_turn(config.warmup_turns),
+        )
         return (*self.adversary.players, student)
 
     @property
@@ -120,14 +125,6 @@ class RolloutGan:
 
     def _anchor(self, take: Take) -> Tensor:
         """Causal flow matching on the teacher's clips of the take."""
-        clean, network = take.teacher_BFCHW, self.student.network
-        assert clean is not None, "adversarial_loss has asked for it"
-        dice, chunks = take.dice, clean.shape[1] // network.chunk_frames
-        noise = torch.randn(clean.shape, generator=dice).to(clean)
-        shift = self.student.config.sampling.shift
-        t_BK = training_times((len(clean), chunks), shift=shift, generator=dice).to(clean)
-        t_BF = t_BK.repeat_interleave(network.chunk_frames, dim=1)
-        with torch.no_grad():
-            text_BLD = self.student.encode_prompts(take.prompts)
-        velocity = network.velocity_in_context(noised(clean, noise, t_BF), t_BK, text_BLD, context_BFCHW=clean)
-        return velocity_error(velocity, clean, noise, t_BF, full_weight_from=self.config.full_weight_from).mean()
+        assert take.teacher_BFCHW is not None, "adversarial_loss has asked for it"
+        micro = noised_examples(self.student, Examples(take.teacher_BFCHW, take.prompts), take.dice)
+        return flow_loss(self.student, micro, full_weight_from=self.config.full_weight_from, text_learns=False).value

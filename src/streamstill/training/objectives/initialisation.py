@@ -22,6 +22,8 @@ from streamstill.training.objectives.knowledge import MODES, Mode, velocity_in
 from streamstill.training.objectives.objective import Loss, Player
 from streamstill.training.optim import OptimConfig
 
+_SAME_TIME = 1e-4
+
 
 @dataclass(frozen=True, kw_only=True)
 class OdeRegressionConfig:
@@ -67,7 +69,18 @@ class OdeRegression:
         return {}
 
     def begin(self, batch: Paths, step: int, generator: torch.Generator) -> Paths:
-        """The batch as it is."""
+        """The batch as it is.
+
+        Raises:
+            ValueError: the paths have no point at some time of the student's own sampler.
+        """
+        sampling, given = self.student.config.sampling, batch.t_J.cpu()
+        missing = [t for t in sampling.times().tolist() if t > 0 and (given - t).abs().min() > _SAME_TIME]
+        if missing:
+            raise ValueError(
+                f"the paths have points at the times {[round(t, 4) for t in given.tolist()]} and the student's sampler "
+                f"asks at {missing[0]:.4g}; make paths for its {sampling.steps} steps and its shift {sampling.shift:g}"
+            )
         return batch
 
     def micro_batches(self, player: str, turn: Paths, generator: torch.Generator) -> Sequence[PathPoints]:

@@ -1,6 +1,6 @@
 """What the trainer asks of a method. It knows no method by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -14,15 +14,29 @@ TurnT = TypeVar("TurnT")
 MicroT = TypeVar("MicroT")
 
 
+def always(_turn: int) -> bool:
+    """A player that never rests."""
+    return True
+
+
+def from_turn(first: int) -> Callable[[int], bool]:
+    """A player that rests in the turns before."""
+    return lambda turn: turn >= first
+
+
 @dataclass(frozen=True, kw_only=True)
 class Player:
-    """A network that learns: its module, its optimiser, and how many optimiser steps it takes in one turn."""
+    """A network that learns: its module, its optimiser, and how many optimiser steps it takes in one turn.
+
+    ``moves`` says in which turns, counted from 0, it moves at all: a decay of its rate ends with its own last move.
+    """
 
     name: str
     module: nn.Module
     optim: OptimConfig
     steps_per_turn: int = 1
     ema_decay: float | None = None  # None: no averaged copy is kept
+    moves: Callable[[int], bool] = always
 
 
 @dataclass(frozen=True)

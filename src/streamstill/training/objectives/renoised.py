@@ -7,6 +7,7 @@ from torch import Tensor
 
 from streamstill.flow.path import noised
 from streamstill.flow.times import Sampling, random_levels
+from streamstill.training.batches import pieces
 from streamstill.training.objectives.adversary import Round
 
 
@@ -49,7 +50,8 @@ def renoised(
     noise = torch.randn(rollouts.shape, generator=generator).to(rollouts)
     levels = (len(prompts), rollouts.shape[1] // chunk_frames)
     t_BK = random_levels(levels, steps=sampling.steps, shift=sampling.shift, generator=generator).to(rollouts)
-    parts = torch.randperm(len(prompts), generator=generator).split(micro_batch)
+    order = torch.randperm(len(prompts), generator=generator)
+    parts = [order[rows] for rows in pieces(len(prompts), micro_batch)]
     return [
         Renoised(rollouts[rows], noise[rows], t_BK[rows], worth_BC[rows], tuple(prompts[i] for i in rows.tolist()))
         for rows in parts

@@ -15,7 +15,7 @@ from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
 from streamstill.training.objectives.afd import Trial, advantages, rewards
-from streamstill.training.objectives.objective import Loss, Player
+from streamstill.training.objectives.objective import Loss, Player, from_turn
 from streamstill.training.objectives.regression import require_full_weight_from, velocity_error
 from streamstill.training.objectives.renoised import Renoised, renoised
 from streamstill.training.optim import OptimConfig
@@ -42,8 +42,8 @@ class RewardWeightedConfig:
     def __post_init__(self) -> None:
         require_positive(self, "micro_batch")
         require_one_of(self.weighting, get_args(Weighting), "weighting")
-        if not (self.temperature > 0 and self.weight_clip > 0):
-            raise ValueError(f"temperature and weight_clip must be positive, got {self}")
+        if not min(self.temperature, self.weight_clip, self.advantage_clip, self.reward_slope) > 0:
+            raise ValueError(f"temperature, weight_clip, advantage_clip and reward_slope must be positive, got {self}")
         require_full_weight_from(self.full_weight_from)
 
 
@@ -80,7 +80,13 @@ class RewardWeighted:
     def players(self) -> tuple[Player, ...]:
         """The discriminator moves first, so that the student is judged by the newest one."""
         config = self.config
-        student = Player(name="student", module=self.student.network, optim=config.optim, ema_decay=config.ema_decay)
+        student = Player(
+            name="student",
+            module=self.student.network,
+            optim=config.optim,
+            ema_decay=config.ema_decay,
+            moves=from_turn(config.warmup_turns),
+        )
         return (*self.adversary.players, student)
 
     @property

@@ -1,7 +1,7 @@
 """Two objectives side by side in one run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class Together:
     @property
     def players(self) -> tuple[Player, ...]:
         """The players of both."""
-        return (*self.first.players, *self.second.players)
+        return (*self.first.players, *(self._at_times(player) for player in self.second.players))
 
     @property
     def memory(self) -> Mapping[str, nn.Module]:
@@ -48,7 +48,7 @@ class Together:
     def begin(self, batch: tuple[Any, Callable[[], Any]], step: int, generator: torch.Generator) -> Turns:
         """A turn of each. The batch of the second is a function: it is not made when the second rests."""
         turn = self.first.begin(batch[0], step, generator)
-        if step < self.begins or (step - self.begins) % self.every:
+        if not self._both(step):
             return Turns(turn, None)
         made = moved(batch[1](), device_of(self.second.players[0].module))
         return Turns(turn, self.second.begin(made, step, generator))
@@ -67,3 +67,10 @@ class Together:
         """Both finish their turn."""
         metrics = dict(self.first.end(turn.first, step))
         return metrics if turn.second is None else {**metrics, **self.second.end(turn.second, step)}
+
+    def _both(self, step: int) -> bool:
+        """Whether the second has a turn, too."""
+        return step >= self.begins and (step - self.begins) % self.every == 0
+
+    def _at_times(self, player: Player) -> Player:
+        return replace(player, moves=lambda step: self._both(step) and player.moves(step))
