@@ -1,11 +1,9 @@
 """Collecting from a real service on loopback: every clip once, nothing paid twice, all limits kept."""
 
 import asyncio
-import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,68 +11,13 @@ import pytest
 from streamstill.teachers import Answer, ClipStore, request_key
 from streamstill.teachers.api.asking import Asking
 from streamstill.teachers.api.collecting import collect_from_api
-from streamstill.teachers.api.jobs import Hopeless, JobStatus
-from streamstill.teachers.api.journal import Journal, Row, Spent, read_rows
+from streamstill.teachers.api.jobs import Hopeless
 from streamstill.teachers.api.pace import Retries
-from streamstill.teachers.api.tally import ApiCollection, ApiFolder, ApiReport, Tally
-from streamstill.teachers.api.videos import VideosApi
-from streamstill.teachers.api.videos_config import AnswerFields
-from streamstill.types import ClipRequest
-from tests.teachers.api.asking_over_http import QUICK, VARIABLE, configured, question, submitted
+from streamstill.teachers.api.tally import ApiFolder, ApiReport, Tally
+from tests.teachers.api.asking_over_http import VARIABLE, question
+from tests.teachers.api.collecting_parts import EIGHT, FIELDS, SETTINGS, Place, teacher_of
 from tests.teachers.api.server import Trouble, VideoServer
 from tests.teachers.api.wire import Reply
-
-FIELDS = {"prompt": "{prompt}", "size": "{size}", "fps": "{fps}", "seed": "{seed}", "num_frames": "{frames}"}
-SETTINGS = ApiCollection(
-    concurrency=4, poll_seconds=0.02, commit_seconds=0.1, retries=Retries(attempts=8, first_wait=0.02)
-)
-EIGHT = [question(seed=seed) for seed in range(8)]
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, VideoServer.key)
-
-
-def teacher_of(server: VideoServer, **changes: Any) -> VideosApi:
-    limits = replace(QUICK, read_seconds=0.3)
-    given = {"asking": Asking(fields=FIELDS), "price": 0.5, "limits": limits, **changes}
-    return VideosApi(configured(server, **given))
-
-
-class Place:
-    """A cache in a folder, and what is beside it."""
-
-    def __init__(self, path: Path) -> None:
-        self.cache = path / "cache"
-        self.folder = ApiFolder.in_cache(self.cache)
-
-    def collect(
-        self,
-        teacher: VideosApi,
-        requests: list[ClipRequest],
-        settings: ApiCollection = SETTINGS,
-        **watching: Any,
-    ) -> ApiReport:
-        store = ClipStore.open(self.cache)
-        return asyncio.run(collect_from_api(teacher, requests, store, self.folder, settings, **watching))
-
-    @property
-    def states(self) -> list[str]:
-        return [row.state for row in self.rows]
-
-    @property
-    def rows(self) -> list[Row]:
-        return sorted(read_rows(self.folder.journal)[0].values(), key=lambda row: row.request.seed)
-
-    @property
-    def clips(self) -> int:
-        return len(ClipStore.open(self.cache))
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
 
 
 def test_every_request_becomes_a_clip_and_is_not_asked_again(place: Place, server: VideoServer) -> None:
@@ -181,159 +124,11 @@ def test_a_silent_service_ends_the_run_and_the_next_run_goes_on(place: Place) ->
         assert place.collect(teacher_of(server), EIGHT, few).tally.done == 8
 
 
-def after_a_kill(place: Place, teacher: VideosApi, row: Callable[[Journal, str], None]) -> list[ClipRequest]:
-    """The first of the eight requests as a killed run left it."""
-    with Journal.open(place.folder.journal) as journal:
-        key = request_key(teacher.name, EIGHT[0])
-        journal.ask(key, teacher.name, EIGHT[0], 0.5)
-        row(journal, key)
-    return EIGHT
-
-
-def test_a_job_with_an_id_is_polled_and_never_submitted_again(place: Place, server: VideoServer) -> None:
-    teacher = teacher_of(server)
-    job = submitted(teacher, EIGHT[0])
-    requests = after_a_kill(place, teacher, lambda journal, key: journal.accepted(key, job))
-    place.collect(teacher, requests)
-    assert (len(server.paid), len(server.asked("create")), place.clips) == (8, 8, 8)
-
-
-def test_a_lost_submission_is_sent_again_under_its_key_where_that_is_safe(place: Place, server: VideoServer) -> None:
-    teacher = teacher_of(server)
-    submitted(teacher, EIGHT[0])  # accepted, and the answer never reached the disk
-    report = place.collect(teacher, after_a_kill(place, teacher, lambda journal, key: None))
-    assert (report.tally.done, len(server.asked("create")), len(server.paid)) == (8, 9, 8)
-    assert report.tally.money == 4.0
-
-
-def test_elsewhere_it_is_unsure_until_the_user_says_to_try(place: Place) -> None:
-    with VideoServer(honours_keys=False) as server:
-        teacher = teacher_of(server, idempotency_header="")
-        report = place.collect(teacher, after_a_kill(place, teacher, lambda journal, key: None))
-        assert (report.tally.done, report.tally.unsure, len(server.paid)) == (7, 1, 7)
-        assert place.collect(teacher, EIGHT).tally.unsure == 1
-        assert "may have been accepted" in place.rows[0].reason
-        again = place.collect(teacher, EIGHT, replace(SETTINGS, retry=("unsure",)))
-        assert (again.tally.done, again.tally.unsure, place.clips, again.tally.money) == (1, 0, 8, 4.5)
-
-
-def test_an_answer_that_is_lost_on_the_way_is_unsure_too_and_not_paid_twice(place: Place) -> None:
-    with VideoServer(Trouble(seed=5, lost=0.4), honours_keys=False) as server:
-        report = place.collect(teacher_of(server, idempotency_header=""), EIGHT)
-        assert 0 < report.tally.unsure == place.states.count("unsure")
-        assert report.tally.done + report.tally.unsure == 8
-        assert len(server.paid) == 8
-        assert server.paid_twice() == []
-
-
-def test_an_answer_that_cannot_be_read_is_unsure_and_not_paid_twice(place: Place) -> None:
-    alone = replace(SETTINGS, concurrency=1, budget=4.0)
-    with VideoServer() as server:
-        teacher = teacher_of(server, idempotency_header="", answer=AnswerFields(id="job.uuid"))
-        for _ in range(2):
-            with pytest.raises(Hopeless, match=r"set answer\.id"):
-                place.collect(teacher, EIGHT[:2], alone)
-        assert (place.states, len(server.paid)) == (["unsure", "unsure"], 2)
-        assert place.collect(teacher, EIGHT[:2], alone).tally.money == 1.0
-        assert len(server.paid) == 2
-
-
-def test_what_the_service_never_took_costs_nothing(place: Place) -> None:
-    with VideoServer() as server:
-        server.replies["create"] = Reply(headers={"content-type": "text/html"}, body=b"<h1>Welcome</h1>")
-        with pytest.raises(Hopeless, match="often ends in /v1"):
-            place.collect(teacher_of(server, idempotency_header=""), EIGHT[:1])
-    assert place.states == ["withdrawn"]
-
-
-def test_an_sdk_that_is_missing_costs_nothing(place: Place, server: VideoServer) -> None:
-    class WithoutSdk(VideosApi):
-        async def submit(self, request: ClipRequest, *, attempt: int = 0) -> str:
-            raise ModuleNotFoundError("the_sdk is not installed")
-
-    with pytest.raises(ModuleNotFoundError, match="the_sdk"):
-        place.collect(WithoutSdk(teacher_of(server).config), EIGHT)
-    assert set(place.states) == {"withdrawn"}
-    assert read_rows(place.folder.journal)[1] == Spent()
-
-
 def test_a_budget_is_that_of_all_teachers_of_a_cache(place: Place, server: VideoServer) -> None:
     place.collect(teacher_of(server), EIGHT[:3], replace(SETTINGS, budget=2.0))
     another = teacher_of(server, asking=Asking(fields=FIELDS, inputs={"resolution": "720p"}))
     report = place.collect(another, EIGHT, replace(SETTINGS, budget=2.0))
     assert (report.stopped, report.tally.done, report.tally.money) == ("budget", 1, 2.0)
-
-
-def test_a_submission_under_way_is_written_down_before_the_run_ends(place: Place, server: VideoServer) -> None:
-    class SlowThatBreaks(VideosApi):
-        async def submit(self, request: ClipRequest, *, attempt: int = 0) -> str:
-            job = await super().submit(request, attempt=attempt)
-            await asyncio.sleep(0.3)  # the answer is on its way
-            return job
-
-        async def poll(self, job: str) -> JobStatus:
-            await asyncio.sleep(0.2)
-            raise OSError("no space left on device")
-
-    teacher = SlowThatBreaks(teacher_of(server, idempotency_header="").config)
-    job = submitted(teacher, EIGHT[0])
-    requests = after_a_kill(place, teacher, lambda journal, key: journal.accepted(key, job))
-    with pytest.raises(OSError, match="no space left"):
-        place.collect(teacher, requests)
-    assert {row.job for row in place.rows} == {job.id for job in server.paid}
-    assert place.states == ["running"] * SETTINGS.concurrency
-
-
-@pytest.mark.parametrize("status", [403, 404, 410])
-def test_a_file_that_is_gone_ends_its_job_and_not_the_run(place: Place, server: VideoServer, status: int) -> None:
-    teacher = teacher_of(server)
-    job = submitted(teacher, EIGHT[0])
-    requests = after_a_kill(place, teacher, lambda journal, key: journal.accepted(key, job))
-    quick = replace(SETTINGS, retries=Retries(attempts=2, first_wait=0.0), concurrency=1)
-    server.replies["content"] = Reply(status=status, body=b"Request has expired")
-    report = place.collect(teacher, requests[:1], quick)
-    assert (report.tally.failed, place.states) == (1, ["failed"])
-    assert "its file is gone" in place.rows[0].reason
-    del server.replies["content"]
-    assert place.collect(teacher, requests, replace(quick, retry=("failed",))).tally.done == 8
-    assert place.clips == 8
-
-
-def test_a_file_that_is_not_there_yet_is_left_for_the_next_run(place: Place, server: VideoServer) -> None:
-    quick = replace(SETTINGS, retries=Retries(attempts=2, first_wait=0.0))
-    server.replies["content"] = Reply(status=404)
-    report = place.collect(teacher_of(server), EIGHT[:2], quick)
-    assert (report.tally.unanswered, place.states) == (2, ["running", "running"])
-    del server.replies["content"]
-    assert place.collect(teacher_of(server), EIGHT[:2], quick).tally.done == 2
-    assert len(server.paid) == 2
-
-
-def test_a_file_that_was_downloaded_before_the_kill_is_not_fetched_again(place: Place, server: VideoServer) -> None:
-    teacher = teacher_of(server)
-    file = place.folder.downloads / f"{request_key(teacher.name, EIGHT[0])}.mp4"
-    file.parent.mkdir(parents=True)
-
-    async def paid() -> str:
-        job = await teacher.submit(EIGHT[0])
-        await teacher.download(job, JobStatus(state="done"), file)
-        await teacher.close()
-        return job
-
-    job = asyncio.run(paid())
-    place.collect(teacher, after_a_kill(place, teacher, lambda journal, key: journal.accepted(key, job)))
-    assert (len(server.asked("content")), place.clips, file.exists()) == (8, 8, False)
-
-
-def test_a_kill_between_the_store_and_the_journal_costs_nothing(place: Place, server: VideoServer) -> None:
-    teacher = teacher_of(server)
-    place.collect(teacher, EIGHT)
-    lines = place.folder.journal.read_text().splitlines(keepends=True)
-    place.folder.journal.write_text("".join(line for line in lines if json.loads(line).get("state") != "done"))
-    assert place.states == ["running"] * 8
-    calls = len(server.seen)
-    assert place.collect(teacher, EIGHT).tally.known == 8
-    assert (place.states, len(server.seen)) == (["done"] * 8, calls)
 
 
 def test_a_clip_that_left_the_cache_is_downloaded_again_and_not_paid(place: Place, server: VideoServer) -> None:
