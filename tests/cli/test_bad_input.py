@@ -262,6 +262,10 @@ def test_a_folder_that_is_no_student_is_named(run: Run) -> None:
         (("--cache", "nowhere"), "there is no teacher cache at nowhere; make one with `streamstill collect"),
         (("--steps", "0"), "steps, checkpoint_every and log_every must be at least 1"),
         (("--set", "batch=0"), "batch must be at least 1, got 0"),
+        (
+            ("--objective", "afd", "--steps", "10"),
+            "the first 10 steps of afd teach the discriminator only, and 10 were",
+        ),
         (("--objective", "afd", "--set", "answers=0"), "answers must be at least 1, got 0"),
     ],
 )

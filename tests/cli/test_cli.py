@@ -113,6 +113,19 @@ def test_collect_asks_the_prompts_of_a_file_round_by_round_with_new_seeds(run: R
     assert asked == [("loose world", *row) for row in ((red, 7), (blue, 7), (red, 8), (blue, 8), (red, 9))]
 
 
+def test_without_a_count_every_prompt_is_asked_once(run: Run) -> None:
+    Path("prompts.txt").write_text("A red ball is dropped.\nA blue box is dropped.\n")
+    told = run("collect", "world", "--prompts", "prompts.txt", "--size", TINY_SIZE, "--cache", "cache")
+    assert "2 clips, 2 of them new" in told.out
+
+
+def test_a_run_says_how_many_steps_the_discriminator_learns_alone(run: Run, student: Path) -> None:
+    collected(run)
+    flags = ["--set", "afd.warmup_turns=1", "--set", "afd.adversary.rollouts_per_prompt=2", "--set", "answers=1"]
+    told = run("train", student, "--cache", "cache", "--objective", "afd", "--steps", 2, "--out", "taught", *flags)
+    assert "the first 1 of 2 steps teach the discriminator only" in told.out
+
+
 def test_afd_can_be_trained_by_itself(run: Run, student: Path) -> None:
     collected(run)
     flags = ["--set", "afd.warmup_turns=1", "--set", "afd.adversary.rollouts_per_prompt=2", "--set", "answers=1"]

@@ -54,6 +54,14 @@ def test_a_cache_in_a_bucket_is_encoded_and_trained_from_as_one_on_disk_is(
     assert not Path("s3:").exists()
 
 
+def test_the_cache_itself_is_no_place_for_what_is_encoded(run: Run, student: Path) -> None:
+    run("collect", "world", "--count", 2, "--size", TINY_SIZE, "--cache", "cache")
+    run("encode", "--cache", "cache", "--student", student, "--out", "cache").says(
+        "--out cache holds other things than encoded clips"
+    )
+    assert not Path("cache/latents").exists()
+
+
 def test_what_is_wrong_with_a_bucket_is_one_sentence(run: Run, student: Path, bucket: str) -> None:
     run("encode", "--cache", bucket, "--out", "out", "--codec", "patch").says(
         f"there is no teacher cache at {bucket}; make one with `streamstill collect --cache {bucket}`"

@@ -92,6 +92,14 @@ def test_a_table_from_a_phone_is_checked_printed_and_written(run: Run, tmp_path:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_search_on_a_gpu_that_is_not_there_is_refused_before_anything_is_measured(run: Run) -> None:
+    ended = run("search", "run", "--budget-ms", 50, "--target", "cuda", "--out", "found")
+    assert (ended.status, "Traceback" in ended.err, Path("found").exists()) == (1, False, False)
+    run("search", "run", "--budget-ms", -1, "--out", "found").says("budget")
+    assert not Path("found").exists()
+
+
 def test_cuda_without_a_gpu_is_refused(run: Run) -> None:
     run(*SMALL, "--target", "cuda").says("torch sees no GPU")
 

@@ -126,6 +126,18 @@ def test_distilling_leaves_a_light_decoder_that_is_near_the_full_one(
         assert taken["decode_ms"]["median"] > 0
 
 
+def test_a_light_decoder_does_not_go_on_beside_another_codec(trained: Path, clips: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "codec"
+    LearnedCodec.from_pretrained(trained / "codec").save_pretrained(copy)
+    distil(copy, ClipSource(folder=clips), tmp_path / "light")
+    other = LearnedCodec.from_pretrained(copy)
+    with torch.no_grad():
+        next(other.parameters()).add_(0.1)
+    other.save_pretrained(copy)
+    with pytest.raises(ValueError, match="holds a run of other settings: codec_weights="):
+        distil(copy, ClipSource(folder=clips), tmp_path / "light")
+
+
 def test_a_discriminator_can_take_part(trained: Path, clips: Path, tmp_path: Path) -> None:
     changes = ["learn.reconstruction.adversarial=0.1", "discriminator.width=8", "steps=2"]
     report = run_codec_train(with_overrides(TRAIN, changes), ClipSource(folder=clips), tmp_path / "a", quiet())

@@ -58,7 +58,7 @@ def test_stored_examples_are_the_encoded_clips(tmp_path: Path) -> None:
 def test_batches_from_the_store_are_those_from_the_cache(objective: str, tmp_path: Path) -> None:
     clips, student = filled(tmp_path / "cache", TINY, 6), tiny_student()
     encode_once(clips, EncodedStore.open(tmp_path / "out"), student.codec, dtype="float32")
-    config = Training(student="s", objective=objective, steps=2, batch=3)
+    config = Training(student="s", objective=objective, steps=12, batch=3)
     for step in range(3):
         one, other = (taught(config, student, tmp_path / name)[1](step) for name in ("cache", "out"))
         assert one.prompts == other.prompts

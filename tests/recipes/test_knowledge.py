@@ -208,6 +208,12 @@ def _all(path: Path) -> list[Any]:
     return list(store.get(store.keys()))
 
 
+def test_a_list_that_is_not_there_is_refused_before_anything_is_written(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nope\.txt"):
+        run_knowledge(config(teacher, "prompts=nope.txt"), tmp_path / "run", quiet())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(teacher: Path, tmp_path: Path) -> None:
     tiny_student(replace(TINY, frames=16)).save_pretrained(tmp_path / "long")
     with pytest.raises(

@@ -31,6 +31,7 @@ from streamstill.types import ClipRequest, Geometry
 
 API = "api"  # the name of any service that speaks the /v1/videos job shape
 CTRL_C = 130  # exit status
+_OF_A_WORLD = 200  # clips, where nobody says how many
 _SIZE = re.compile(r"(\d+)x(\d+)x(\d+)@(\d+(?:\.\d+)?)")
 _REMINDED = "terms.txt"  # services whose terms the user was reminded of, a line each
 _ROWS = ("waiting", "running", "done", "refused", "failed", "quarantined", "unsure", "unanswered")
@@ -47,7 +48,7 @@ class Asked:
     teacher: str
     cache: Path
     prompts: Path | None
-    count: int
+    count: int | None
     size: str
     seed: int
     config: Path | None = None
@@ -62,7 +63,7 @@ class Asked:
     retry: tuple[State, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.count < 1:
+        if self.count is not None and self.count < 1:
             raise ValueError(f"--count must be at least 1, got {self.count}")
 
     @property
@@ -98,12 +99,12 @@ class Asked:
         prompts = [row.prompt for row in read_prompts(self.prompts)] if self.prompts else list(own_prompts)
         if not prompts:
             raise ValueError(f"the teacher {self.teacher} has no prompts of its own; give --prompts FILE")
-        geometry = parse_size(self.size)
+        geometry, count = parse_size(self.size), self.count or (_OF_A_WORLD if seed_each else len(prompts))
         return [
             ClipRequest.of(
                 geometry, prompt=prompts[i % len(prompts)], seed=self.seed + (i if seed_each else i // len(prompts))
             )
-            for i in range(self.count)
+            for i in range(count)
         ]
 
     def require_no_service_words(self) -> None:

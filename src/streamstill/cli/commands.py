@@ -4,9 +4,11 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from streamstill.cli.collect import Asked
 from streamstill.cli.devices import device_to_train_on
+from streamstill.cli.shell import quoted
 from streamstill.config import require_one_of, with_overrides
 from streamstill.recipes import (
     Base,
@@ -23,7 +25,7 @@ from streamstill.recipes import (
 from streamstill.recipes.base import world_prompts
 from streamstill.recipes.run_folder import RunFolder
 from streamstill.recipes.stages import ask, averaged, settle, train
-from streamstill.recipes.training import Training, taught
+from streamstill.recipes.training import Training, resting_steps, taught
 from streamstill.student.student import Student
 from streamstill.teachers import FolderTeacher, Teacher, WorldTeacher
 from streamstill.teachers.place import Place
@@ -72,7 +74,7 @@ def run_recipe(
         assert clips is not None
         run_folder(with_overrides(Folder(), overrides), clips, out, console, device=there)
         prompt = FolderTeacher.open(clips).prompts[0]
-    _next(console, f'streamstill stream {out / "student"} --prompt "{prompt}"')
+    _next(console, f"streamstill stream {quoted(out / 'student')} --prompt {quoted(prompt, always=True)}")
 
 
 def _distil_knowledge(config: Knowledge, out: Path, console: Console, device: torch.device) -> str:
@@ -81,7 +83,7 @@ def _distil_knowledge(config: Knowledge, out: Path, console: Console, device: to
     steps = config.teacher_steps if config.pipeline is None else config.pipeline.steps
     whole = f" --whole --frames {frames} --steps {steps}" if config.learn.mode == "bidirectional" else ""
     prompt = read_prompts(Path(config.prompts))[0].prompt if config.prompts else "A red ball is thrown to the left."
-    return f'streamstill stream {out / "student"} --prompt "{prompt}"{whole}'
+    return f"streamstill stream {quoted(out / 'student')} --prompt {quoted(prompt, always=True)}{whole}"
 
 
 def collect_answers(found: Teacher | None, asked: Asked, console: Console) -> None:
@@ -112,6 +114,8 @@ def train_student(
     inputs = {"cache": Place.of(cache).uri, "student_weights": pupil.fingerprint}
     method, batches, settings = taught(config, pupil, cache)
     run = RunFolder.open(out, recipe="train", config=config, inputs=inputs)
+    if resting_steps(config):
+        console.print(f"  the first {resting_steps(config)} of {config.steps} steps teach the discriminator only")
     with run.stage("training") as folder:
         trainer = train(method, batches, settings, folder, console, title=config.objective, tracker=tracker)
     if isinstance(method, AdversarialFlowDistillation):
@@ -139,4 +143,4 @@ def _teacher(given: str) -> tuple[Teacher, list[str]]:
 
 
 def _next(console: Console, command: str) -> None:
-    console.print(f"next: [bold]{command}[/bold]", soft_wrap=True)
+    console.print(f"next: [bold]{escape(command)}[/bold]", soft_wrap=True)

@@ -22,7 +22,7 @@ from streamstill.recipes.encoding import EncodeReport, encode_once
 from streamstill.recipes.stages import filled_cache
 from streamstill.student.student import Student
 from streamstill.teachers import ClipStore
-from streamstill.teachers.encoded import EncodedStore, KeptDtype
+from streamstill.teachers.encoded import LATENTS, TEXT, EncodedStore, KeptDtype
 from streamstill.teachers.place import Place
 from streamstill.types import Geometry
 
@@ -52,6 +52,11 @@ class Asked:
         if Place.of(self.out).remote:
             raise ValueError(
                 f"--out must be a folder on disk, got {Place.of(self.out).uri}; only --cache may be in a bucket"
+            )
+        others = {path.name for path in self.out.iterdir()} - {LATENTS, TEXT} if self.out.is_dir() else set()
+        if others:
+            raise ValueError(
+                f"--out {self.out} holds other things than encoded clips ({min(others)}); give a folder of its own"
             )
 
 

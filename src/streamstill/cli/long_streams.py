@@ -117,7 +117,9 @@ def tell_drift(asked: Asked, console: Console) -> None:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     glimpses.write(strip, fps=size.fps, columns=min(asked.times, COLUMNS))
     drifts = {name: drift.as_json() for name, drift in parties.items()}
-    write_json(asked.out, {"times": asked.times, "prompts": prompts, "drift": drifts, "environment": environment()})
+    write_json(
+        asked.out, {"times": asked.times, "prompts": prompts, "drift": drifts, "environment": environment(asked.device)}
+    )
     console.print(as_table(parties))
     console.print(f"  {asked.out}, {strip}", markup=False, soft_wrap=True)
 

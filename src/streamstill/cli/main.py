@@ -40,10 +40,11 @@ app.command()(prompts)
 app.command()(student)
 
 CTRL_C = 130  # exit status
+_GO_ON = ("distill", "collect", "encode", "prompts", "train", "place")  # commands that keep what they did; codec train
 
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; the default is runs/RECIPE.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. --set afd_updates=4.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. --set seed=4.")
 ]
 LightDecoderFolder = Annotated[
     Path | None, typer.Option("--light-decoder", help="Folder of a light decoder, to decode with it.")
@@ -76,7 +77,9 @@ def collect(
     prompts: Annotated[
         Path | None, typer.Option(help="A .txt, .csv, .tsv or .jsonl list; else the teacher's own.")
     ] = None,
-    count: Annotated[int, typer.Option(help="Number of clips.")] = 200,
+    count: Annotated[
+        int | None, typer.Option(help="Number of clips; one for each prompt if not said, 200 of a world.")
+    ] = None,
     size: Annotated[str, typer.Option(help="FRAMESxHEIGHTxWIDTH@FPS.")] = "16x32x32@8",
     seed: Annotated[int, typer.Option(help="First seed.")] = 0,
     config: Annotated[Path | None, typer.Option(help="JSON or TOML file that describes the teacher.")] = None,
@@ -365,7 +368,8 @@ def main() -> None:
     except SystemExit as end:
         if end.code != CTRL_C:  # which is what typer makes of a KeyboardInterrupt
             raise
-        _stop("stopped; the same command goes on from here", status=CTRL_C)
+        kept = any(word in _GO_ON for word in sys.argv[1:3])
+        _stop("stopped; the same command goes on from here" if kept else "stopped; nothing was kept", status=CTRL_C)
 
 
 def _out_of_memory(error: MemoryError | RuntimeError) -> str:

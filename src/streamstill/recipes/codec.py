@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from streamstill.codec.build import codec_fingerprint
 from streamstill.codec.counting import clip_latents
 from streamstill.codec.learned import LearnedCodec, LearnedCodecConfig
 from streamstill.codec.light_decoder import LightDecoder, LightDecoderConfig
@@ -121,7 +122,7 @@ def run_codec_train(
     codec.save_pretrained(out / "codec")
     with run.stage("evaluate"):
         report = _codec_report(codec, shown, held_out, out)
-    report |= {"seconds": run.seconds, "environment": environment(), "codec": to_dict(codec.config)}
+    report |= {"seconds": run.seconds, "environment": environment(device), "codec": to_dict(codec.config)}
     write_json(out / "report.json", report)
     _say(console, "clips that it was trained on", report["trained_on"])
     _say(console, "clips that it has never seen", report["held_out"])
@@ -143,7 +144,8 @@ def run_codec_distill(
     if isinstance(codec, nn.Module):
         codec.to(device)
     network, text_BLD, sampling = pacemaker(config.student, codec, config.geometry, device)
-    run = RunFolder.open(out, recipe="codec-distill", config=config, inputs=source.named)
+    inputs = {**source.named, "codec_weights": codec_fingerprint(codec)}
+    run = RunFolder.open(out, recipe="codec-distill", config=config, inputs=inputs)
     with run.stage("collect") as folder:
         pairs = source.clips(config.geometry, config.teacher, folder, console)
         with torch.no_grad():
@@ -172,7 +174,7 @@ def run_codec_distill(
             rounds=config.rounds,
         )
     report["times"] = {name: taken.as_json() for name, taken in times.items()}
-    report |= {"seconds": run.seconds, "environment": environment(), "light_decoder": asdict(sizes)}
+    report |= {"seconds": run.seconds, "environment": environment(device), "light_decoder": asdict(sizes)}
     write_json(out / "report.json", report)
     _say(console, "the full decoder, latents never seen", report["held_out"]["to_the_full_decoder"])
     for name, taken in times.items():

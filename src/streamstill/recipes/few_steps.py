@@ -68,7 +68,7 @@ def run_few_steps(config: FewSteps, out: Path, console: Console, *, device: torc
     student.eval().save_pretrained(out / "student")
     with run.stage("compare"):
         scores = compared(many, student, prompts[-config.compared_paths :], config)
-    write_json(out / "report.json", {"compared": scores, "seconds": run.seconds, "environment": environment()})
+    write_json(out / "report.json", {"compared": scores, "seconds": run.seconds, "environment": environment(device)})
     for way, row in scores.items():
         console.print(f"  {way}: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
     console.print(f"  {out / 'report.json'}, {out / 'student'}")

@@ -97,7 +97,7 @@ def run_folder(
     with run.stage("evaluate"):
         console.rule("evaluate: how well the clips are known by heart", align="left")
         report = _compare(student, pairs, config, out)
-    report |= {"seconds": run.seconds, "environment": environment()}
+    report |= {"seconds": run.seconds, "environment": environment(device)}
     write_json(out / "report.json", report)
     known, grey = report["psnr_mean"], report["psnr_grey_mean"]
     console.print(f"  PSNR to the teacher's clip: {known:.1f} dB (a flat grey clip: {grey:.1f} dB)")

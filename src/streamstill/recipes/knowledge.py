@@ -106,6 +106,7 @@ def run_knowledge(config: Knowledge, out: Path, console: Console, *, device: tor
     """
     source = _opened(config, device)
     student = pupil(config, source).to(device)  # what is wrong with either is said before anything is written
+    _prompts(config)  # likewise
     inputs = {"teacher_weights": source.weights, "start_weights": student.fingerprint}
     run = RunFolder.open(out, recipe="kd", config=config, inputs=inputs)
     if config.pipeline is not None and config.start == "fresh":
@@ -129,7 +130,7 @@ def run_knowledge(config: Knowledge, out: Path, console: Console, *, device: tor
     averaged(trainer, "student", student)
     student.eval().save_pretrained(out / "student")
     errors = {"start": before, "student": held_out_errors(student, store, held_out, config)}
-    write_json(out / "report.json", {"held_out": errors, "seconds": run.seconds, "environment": environment()})
+    write_json(out / "report.json", {"held_out": errors, "seconds": run.seconds, "environment": environment(device)})
     for who, row in errors.items():
         console.print(f"  {who}: " + ", ".join(f"{name} {error:.4f}" for name, error in row.items()))
     console.print(f"  {out / 'report.json'}, {out / 'student'}")

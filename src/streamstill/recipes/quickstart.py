@@ -133,7 +133,7 @@ def run_quickstart(config: Quickstart, out: Path, console: Console, *, device: t
         clips = _answers(requests, {"base": base, "warm": warm, "student": student}, seed=config.seed)
         scores = {who: judged(made, requests) for who, made in clips.items()}
     _show(clips, out)
-    write_json(out / "report.json", as_json(scores, run.seconds))
+    write_json(out / "report.json", as_json(scores, run.seconds, device))
     console.print(as_table(scores))
     console.print(f"  {out / 'before_after.mp4'}, {out / 'strip.png'}, {out / 'report.json'}, {out / 'student'}")
     return scores

@@ -16,7 +16,7 @@ from streamstill.search.given import COREML_TABLE, coreml_table, table_wanted
 from streamstill.search.measure import DTYPES, Checked, Repeats, measure_table, validate
 from streamstill.search.place import place
 from streamstill.search.probes import switches
-from streamstill.search.targets import MEASURED_HERE, TARGETS
+from streamstill.search.targets import MEASURED_HERE, TARGETS, target_of
 from streamstill.student.costs import Workload
 from streamstill.student.layout import sandwich
 from streamstill.student.presets import PRESETS, preset
@@ -60,6 +60,9 @@ class Search:
             raise ValueError("a search needs a budget; give milliseconds a pass, MB of memory, or both")
         if self.target == COREML_TABLE and self.table is None:
             raise ValueError(table_wanted())
+        if self.table is None:
+            target_of(self.target, dtype=DTYPES[self.dtype])  # refuses what this machine does not have
+        Budget(ms=self.budget_ms, mb=self.budget_mb)
 
     @property
     def budget(self) -> Budget:
@@ -98,9 +101,9 @@ def run_search(config: Search, out: Path, console: Console) -> Found:
         ValueError: no layout fits the budgets (the sentence names the cheapest), or the table belongs to another
             network.
     """
+    learnt = _learnt(config)
     out.mkdir(parents=True, exist_ok=True)
     table = _table(config, out, console)
-    learnt = _learnt(config)
     choices = _choices(config, table, learnt)
     found = _found(config, table, choices, learnt)
     draw_layout(found.layout, out / LAYOUT_PICTURE)

@@ -61,6 +61,7 @@ def taught(
             "dmd matches the score of the teacher's clips; give --set score=FOLDER, a student that sees whole clips "
             "(`streamstill distill kd` makes one), or choose an objective that needs clips only"
         )
+    resting_steps(config)
     examples = cached_examples(cache, student, teacher=config.teacher)
     every = 100 if name == "sft" else 1
     settings = TrainerConfig(steps=config.steps, seed=config.seed, checkpoint_every=every, autocast=config.autocast)
@@ -68,6 +69,28 @@ def taught(
     real = _real_score(config, student) if name == "dmd" else None
     method = build_method(name, student, discriminator, examples, _numbers(config), seed=config.seed, real=real)
     return method.objective, method.batches, settings
+
+
+def resting_steps(config: Training) -> int:
+    """Steps at the beginning in which the discriminator learns and the student rests.
+
+    Raises:
+        ValueError: they are all of the run.
+    """
+    numbers = _numbers(config)
+    warming = {
+        "afd": numbers.afd.warmup_turns,
+        "gan": numbers.gan.warmup_turns,
+        "dmd": numbers.dmd.warmup_turns,
+        "reward-weighted": numbers.reward_weighted.warmup_turns,
+    }
+    resting = warming.get(config.objective, 0)
+    if 0 < config.steps <= resting:
+        raise ValueError(
+            f"the first {resting} steps of {config.objective} teach the discriminator only, and {config.steps} were "
+            "asked for: the student would not move; take more steps, or set warmup_turns lower"
+        )
+    return resting
 
 
 def _real_score(config: Training, student: Student) -> StudentScore:

@@ -78,14 +78,14 @@ def against_teacher(
     }
 
 
-def as_json(scores: Scores, seconds: Mapping[str, float]) -> dict[str, Any]:
+def as_json(scores: Scores, seconds: Mapping[str, float], device: torch.device | str = "cpu") -> dict[str, Any]:
     """What ``report.json`` holds."""
     metrics = {who: {name: value.as_json() for name, value in row.items()} for who, row in scores.items()}
-    return {"metrics": metrics, "seconds": dict(seconds), "environment": environment()}
+    return {"metrics": metrics, "seconds": dict(seconds), "environment": environment(device)}
 
 
-def environment() -> dict[str, Any]:
-    """Where the numbers were made."""
+def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Where the numbers were made, and on which device."""
     return {
         "streamstill": streamstill.__version__,
         "torch": torch.__version__,
@@ -94,7 +94,7 @@ def environment() -> dict[str, Any]:
         "system": platform.system(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "device": str(device),
     }
 
 

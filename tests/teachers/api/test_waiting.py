@@ -11,8 +11,8 @@ from streamstill.teachers.api.jobs import ApiError, Hopeless, Refused, TryAgain
 from streamstill.teachers.api.pace import Retries
 from streamstill.teachers.api.waiting import WaitingTeacher
 from tests.teachers.api.asking_over_http import VARIABLE, question
+from tests.teachers.api.collecting_parts import teacher_of
 from tests.teachers.api.server import Trouble, VideoServer
-from tests.teachers.api.test_collecting import teacher_of
 from tests.teachers.api.wire import Reply
 
 
