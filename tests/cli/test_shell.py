@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+import streamstill
 from streamstill.cli.shell import quoted
 from streamstill.media import write_clip
 from streamstill.types import Clip
@@ -38,3 +39,8 @@ def test_a_caption_is_told_as_it_is(run: Run, tmp_path: Path) -> None:
     told = run("distill", "folder", "--clips", folder, "--out", "run", *as_flags(FOLDER))
     assert told.status == 0, told.err
     assert f'--prompt "{caption}"' in told.out
+
+
+def test_the_command_says_its_version(run: Run) -> None:
+    told = run("--version")
+    assert (told.status, told.out) == (0, f"streamstill {streamstill.__version__}\n")

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+import streamstill
 from streamstill.cli.codec import codec_app
 from streamstill.cli.drift import drift
+from streamstill.cli.endings import out_of_memory, stop
 from streamstill.cli.options import Device
 from streamstill.cli.prompts import prompts
 from streamstill.cli.student import student
@@ -41,6 +43,22 @@ app.command()(student)
 
 CTRL_C = 130  # exit status
 _GO_ON = ("distill", "collect", "encode", "prompts", "train", "place")  # commands that keep what they did; codec train
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"streamstill {streamstill.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Say which one this is.")
+    ] = False,
+) -> None:
+    """What holds for every command."""
+
 
 Out = Annotated[Path | None, typer.Option(help="Folder of the run; the default is runs/RECIPE.")]
 Overrides = Annotated[
@@ -359,33 +377,17 @@ def main() -> None:
     try:
         app()
     except (ValueError, FloatingPointError, ModuleNotFoundError) as error:
-        _stop(str(error), status=1)
+        stop(str(error), status=1)
     except OSError as error:
         own = error.strerror if error.filename is None else None  # our sentence without "[Errno 28]" before it
-        _stop(own or str(error), status=1)
+        stop(own or str(error), status=1)
     except (MemoryError, RuntimeError) as error:
-        _stop(_out_of_memory(error), status=1)
+        stop(out_of_memory(error), status=1)
     except SystemExit as end:
         if end.code != CTRL_C:  # which is what typer makes of a KeyboardInterrupt
             raise
         kept = any(word in _GO_ON for word in sys.argv[1:3])
-        _stop("stopped; the same command goes on from here" if kept else "stopped; nothing was kept", status=CTRL_C)
-
-
-def _out_of_memory(error: MemoryError | RuntimeError) -> str:
-    """What to do about it; any other RuntimeError is a bug and keeps its traceback."""
-    if error.__cause__ is not None and isinstance(error, MemoryError):
-        return str(error)  # the trainer's own advice
-    from streamstill.training.trainer import is_out_of_memory
-
-    if not is_out_of_memory(error):
-        raise error
-    return "out of memory; lower the size, the frames or the number of the clips, or close other programs"
-
-
-def _stop(sentence: str, *, status: int) -> None:
-    Console(stderr=True, highlight=False).print(f"streamstill: {sentence}", markup=False, soft_wrap=True)
-    sys.exit(status)
+        stop("stopped; the same command goes on from here" if kept else "stopped; nothing was kept", status=CTRL_C)
 
 
 def _console() -> Console:
