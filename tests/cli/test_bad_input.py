@@ -239,7 +239,8 @@ def test_a_bug_keeps_its_traceback(run: Run, student: Path, monkeypatch: pytest.
         (("--frames", "0"), "--frames must be at least 1, got 0"),
         (("--steps", "0"), "a sampler needs steps >= 1"),
         (("--out", "v.avi"), "--out must be the name of an mp4 file, got v.avi"),
-        (("--prompt", "?!"), "the prompt '?!' has no word in it"),
+        (("--prompt", "?!", "--frames", "8"), "the prompt '?!' has no word in it"),
+        (("--prompt", "A blue ball is dropped."), "2 prompts need at least 8 frames, for a prompt holds for a whole"),
     ],
 )
 def test_a_stream_that_cannot_be_made_says_why(run: Run, student: Path, flags: tuple[str, ...], said: str) -> None:
@@ -262,6 +263,8 @@ def test_a_folder_that_is_no_student_is_named(run: Run) -> None:
         (("--cache", "nowhere"), "there is no teacher cache at nowhere; make one with `streamstill collect"),
         (("--steps", "0"), "steps, checkpoint_every and log_every must be at least 1"),
         (("--set", "batch=0"), "batch must be at least 1, got 0"),
+        (("--set", "methods.batch=3"), "methods.batch is not read here; set batch in its place"),
+        (("--set", "methods.sft.optim.lr=1"), "methods.sft is not read here; set flow_matching in its place"),
         (
             ("--objective", "afd", "--steps", "10"),
             "the first 10 steps of afd teach the discriminator only, and 10 were",

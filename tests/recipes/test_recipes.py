@@ -293,5 +293,5 @@ def test_base_goes_on_from_a_student_on_other_prompts(tmp_path: Path, base: Path
     learnt = load_file(tmp_path / "out/student/model.safetensors")
     moved = [float((learnt[name].float() - start[name].float()).abs().max()) for name in start]
     assert 0 < max(moved) < 0.1  # two steps from where it was, and no fresh weights
-    with pytest.raises(ValueError, match="preset and layout are those of fresh weights"):
+    with pytest.raises(ValueError, match="preset, layout and sampling are those of fresh weights"):
         tiny.base(f"start={base}", "layout=LS")

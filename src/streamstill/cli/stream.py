@@ -78,6 +78,12 @@ def _streamed(asked: Asked, maker: Student) -> str:
     """Frame by frame; several prompts share the frames."""
     frames, prompts = asked.frames, asked.prompts
     sampling, picture, codec = asked.sampling(maker), asked.picture(maker), asked.codec(maker)
+    chunk = pixel_frames(maker.codec, maker.network.chunk_frames)
+    if len(prompts) > 1 and frames < chunk * len(prompts):
+        raise ValueError(
+            f"{len(prompts)} prompts need at least {chunk * len(prompts)} frames, for a prompt holds for a whole chunk "
+            f"of {chunk}; got --frames {frames}"
+        )
     session = Session(maker, prompts[0], sampling=sampling, seed=asked.seed, first_frame=picture, codec=codec)
     made: list[Frames] = []
     start = time.perf_counter()

@@ -61,9 +61,10 @@ class Base:
 
     def __post_init__(self) -> None:
         require_positive(self, "steps", "batch", "prompts")
-        if self.start and (self.preset, self.layout) != ("nano", None):
+        if self.start and (self.preset, self.layout, self.sampling) != ("nano", None, Sampling()):
             raise ValueError(
-                f"preset and layout are those of fresh weights, and this run starts from {self.start}; leave them out"
+                f"preset, layout and sampling are those of fresh weights, and this run starts from {self.start}; "
+                "leave them out"
             )
 
 

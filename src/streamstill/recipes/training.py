@@ -21,6 +21,13 @@ from streamstill.training.optim import OptimConfig
 from streamstill.training.trainer import TrainerConfig
 from streamstill.types import Geometry
 
+_OWN_FIELDS = {  # of the methods -> the field here that holds it
+    "batch": "batch",
+    "prompts_per_update": "prompts_per_update",
+    "answers": "answers",
+    "sft": "flow_matching",
+    "afd": "afd",
+}
 OBJECTIVES = ("flow-matching", "afd", "gan", "dmd", "reward-weighted")
 
 
@@ -44,6 +51,12 @@ class Training:
     autocast: bool = False  # forward passes and losses in bfloat16
     score: str = ""  # folder of a student that sees whole clips, the real score of dmd
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        usual = Methods()
+        for name, here in _OWN_FIELDS.items():
+            if getattr(self.methods, name) != getattr(usual, name):
+                raise ValueError(f"methods.{name} is not read here; set {here} in its place")
 
 
 def taught(
@@ -100,14 +113,7 @@ def _real_score(config: Training, student: Student) -> StudentScore:
 
 def _numbers(config: Training) -> Methods:
     """The methods' numbers with those that have a field of their own here."""
-    return replace(
-        config.methods,
-        batch=config.batch,
-        prompts_per_update=config.prompts_per_update,
-        answers=config.answers,
-        sft=config.flow_matching,
-        afd=config.afd,
-    )
+    return replace(config.methods, **{name: getattr(config, here) for name, here in _OWN_FIELDS.items()})
 
 
 def cached_examples(cache: Path, student: Student, *, teacher: str) -> ExampleRows:
