@@ -246,7 +246,9 @@ def _pooled(runs: list[dict[str, Any]]) -> dict[str, Interval]:
         values = [float({**run, **run["sets"]}[name]) for run in runs]
         pooled[name] = Interval(mean=sum(values) / len(values), low=min(values), high=max(values), n=len(values))
     streamed = [[_of_stream(one) for one in run["streams"]] for run in runs if run["streams"]]
-    return pooled | (interval_over_seeds(streamed) if streamed else dict.fromkeys(STREAMED, NO_INTERVAL))
+    if not streamed:
+        return pooled | dict.fromkeys(STREAMED, NO_INTERVAL)
+    return pooled | interval_over_seeds(streamed, same_clips=True)  # ``world_prompts`` of one seed, see ``_streamed``
 
 
 def _of_stream(windows: list[dict[str, float | None]]) -> dict[str, float]:

@@ -10,6 +10,7 @@ import pytest
 
 from streamstill.teachers.api.asking import Asking
 from streamstill.teachers.api.jobs import Hopeless, JobStatus, Refused, TryAgain
+from streamstill.teachers.api.tally import cost_of
 from streamstill.teachers.api.veo import VeoConfig, VeoTeacher
 from streamstill.types import ClipRequest
 from tests.teachers.api.films import film
@@ -157,3 +158,9 @@ def test_a_config_that_cannot_work_is_refused() -> None:
     with pytest.raises(ValueError, match="give the model a name"):
         VeoConfig(model=" ")
     assert VeoTeacher(VeoConfig(model="veo-test", price=0.4)).price == 0.4
+
+
+def test_what_it_costs_is_what_is_ordered_of_its_lengths() -> None:
+    teacher = VeoTeacher(VeoConfig(model="some-veo", price=0.4))
+    request = ClipRequest(prompt="a red ball", seed=0, frames=16, height=32, width=32, fps=8)
+    assert cost_of(teacher, request) == 1.6  # two seconds are wanted, and four are the fewest

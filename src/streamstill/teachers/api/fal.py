@@ -11,6 +11,7 @@ from streamstill.teachers.api.failures import read_key
 from streamstill.teachers.api.http import download
 from streamstill.teachers.api.jobs import JobStatus
 from streamstill.teachers.api.sdk import GuardedTransport, Service, done_at, sdk, standing
+from streamstill.teachers.api.vendor import Connection, VendorTeacher
 from streamstill.types import ClipRequest
 
 KEY = "FAL_KEY"
@@ -34,26 +35,10 @@ class FalConfig:
             raise ValueError(f"a model of fal is written owner/name, got {self.model!r}")
 
 
-class FalTeacher:
+class FalTeacher(VendorTeacher[FalConfig]):
     """A model of fal. The key is read from FAL_KEY when the first job is submitted, and kept nowhere else."""
 
-    def __init__(self, config: FalConfig) -> None:
-        self.config = config
-        self._client: Any = None
-
-    @property
-    def name(self) -> str:
-        """Service, model and a fingerprint of how it is asked."""
-        return f"fal/{self.config.model}@{self.config.asking.fingerprint()}"
-
-    @property
-    def price(self) -> float | None:
-        """Money for one second of video, as configured."""
-        return self.config.price
-
-    def seconds(self, request: ClipRequest) -> float:
-        """Seconds of video that are ordered for a request."""
-        return self.config.asking.ordered_seconds(request)
+    vendor = "fal"
 
     async def submit(self, request: ClipRequest, *, attempt: int = 0) -> str:
         """Queue the request; returns fal's request id.
@@ -62,7 +47,7 @@ class FalTeacher:
             TryAgain, Refused, Hopeless: see :class:`streamstill.teachers.api.sdk.GuardedTransport`.
         """
         arguments = self.config.asking.arguments(request)
-        client, service, _ = self._opened()
+        client, service = self._opened()
         with service.understood(submitting=True):
             handle = await client.submit(self.config.model, arguments)
             return str(handle.request_id)
@@ -75,14 +60,8 @@ class FalTeacher:
         """Fetch the video, without the key, from the hosts that are allowed only."""
         await download(status.content["url"], into, allowed_hosts=self.config.hosts, max_bytes=self.config.max_bytes)
 
-    async def close(self) -> None:
-        """Close connections; the next call opens new ones."""
-        if self._client is not None:
-            connection, self._client = self._client[2], None
-            await connection.aclose()
-
     async def _poll(self, job: str) -> JobStatus:
-        client, service, _ = self._opened()
+        client, service = self._opened()
         fal = importlib.import_module("fal_client")
         with service.understood():
             status = await client.status(self.config.model, job)
@@ -94,11 +73,8 @@ class FalTeacher:
                 return service.ended(f"{status.error} {status.error_type or ''}")
             return done_at(self.config.video, await client.result(self.config.model, job))
 
-    def _opened(self) -> tuple[Any, Service, Any]:
-        if self._client is None:
-            self._client = _client(Service(name="fal", variable=KEY, key=read_key(KEY)))
-        client, service, connection = self._client
-        return client, service, connection
+    def _connected(self) -> tuple[Any, Service, Connection]:
+        return _client(Service(name="fal", variable=KEY, key=read_key(KEY)))
 
 
 def _client(service: Service) -> tuple[Any, Service, Any]:

@@ -11,6 +11,7 @@ from streamstill.teachers.api.failures import read_key
 from streamstill.teachers.api.http import download
 from streamstill.teachers.api.jobs import JobStatus
 from streamstill.teachers.api.sdk import GuardedTransport, Service, done_at, sdk, standing
+from streamstill.teachers.api.vendor import Connection, VendorTeacher
 from streamstill.types import ClipRequest
 
 KEY = "REPLICATE_API_TOKEN"
@@ -35,26 +36,10 @@ class ReplicateConfig:
             raise ValueError(f"a model of Replicate is written owner/name or owner/name:version, got {self.model!r}")
 
 
-class ReplicateTeacher:
+class ReplicateTeacher(VendorTeacher[ReplicateConfig]):
     """A model of Replicate. The key is read from REPLICATE_API_TOKEN when the first job is submitted."""
 
-    def __init__(self, config: ReplicateConfig) -> None:
-        self.config = config
-        self._client: Any = None
-
-    @property
-    def name(self) -> str:
-        """Service, model and a fingerprint of how it is asked."""
-        return f"replicate/{self.config.model}@{self.config.asking.fingerprint()}"
-
-    @property
-    def price(self) -> float | None:
-        """Money for one second of video, as configured."""
-        return self.config.price
-
-    def seconds(self, request: ClipRequest) -> float:
-        """Seconds of video that are ordered for a request."""
-        return self.config.asking.ordered_seconds(request)
+    vendor = "replicate"
 
     async def submit(self, request: ClipRequest, *, attempt: int = 0) -> str:
         """Create a prediction; returns its id.
@@ -65,7 +50,7 @@ class ReplicateTeacher:
         arguments = self.config.asking.arguments(request)
         model, _, version = self.config.model.partition(":")
         which = {"version": version} if version else {"model": model}
-        client, service, _ = self._opened()
+        client, service = self._opened()
         with service.understood(submitting=True):
             prediction = await client.predictions.async_create(**which, input=arguments)
             return str(prediction.id)
@@ -78,14 +63,8 @@ class ReplicateTeacher:
         """Fetch the video, without the key, from the hosts that are allowed only."""
         await download(status.content["url"], into, allowed_hosts=self.config.hosts, max_bytes=self.config.max_bytes)
 
-    async def close(self) -> None:
-        """Close connections; the next call opens new ones."""
-        if self._client is not None:
-            transport, self._client = self._client[2], None
-            await transport.aclose()
-
     async def _poll(self, job: str) -> JobStatus:
-        client, service, _ = self._opened()
+        client, service = self._opened()
         with service.understood():
             prediction = await client.predictions.async_get(job)
             progress = prediction.progress
@@ -97,11 +76,8 @@ class ReplicateTeacher:
             return done_at(self.config.video, prediction.output)
         return service.ended(prediction.error or f"the prediction was {prediction.status}")
 
-    def _opened(self) -> tuple[Any, Service, GuardedTransport]:
-        if self._client is None:
-            service = Service(name="Replicate", variable=KEY, key=read_key(KEY))
-            replicate = sdk("replicate", extra="replicate")
-            transport = GuardedTransport(service)
-            self._client = replicate.Client(api_token=service.key, transport=transport), service, transport
-        client, service, transport = self._client
-        return client, service, transport
+    def _connected(self) -> tuple[Any, Service, Connection]:
+        service = Service(name="Replicate", variable=KEY, key=read_key(KEY))
+        replicate = sdk("replicate", extra="replicate")
+        transport = GuardedTransport(service)
+        return replicate.Client(api_token=service.key, transport=transport), service, transport

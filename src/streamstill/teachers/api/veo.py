@@ -13,6 +13,7 @@ from streamstill.config import require_positive, write_bytes
 from streamstill.teachers.api.asking import Asking, require_price_of_second
 from streamstill.teachers.api.jobs import Hopeless, JobStatus, TryAgain
 from streamstill.teachers.api.sdk import GuardedTransport, Service, sdk, standing
+from streamstill.teachers.api.vendor import Connection, VendorTeacher
 from streamstill.types import ClipRequest
 
 KEYS = ("GOOGLE_API_KEY", "GEMINI_API_KEY")  # in the SDK's order
@@ -48,26 +49,10 @@ class VeoConfig:
             raise ValueError(f"{', '.join(ours)} cannot be set: one video is asked for and comes with the answer")
 
 
-class VeoTeacher:
+class VeoTeacher(VendorTeacher[VeoConfig]):
     """Veo. The key is read from GOOGLE_API_KEY; without it GOOGLE_CLOUD_PROJECT and Google's own log-in are used."""
 
-    def __init__(self, config: VeoConfig) -> None:
-        self.config = config
-        self._client: Any = None
-
-    @property
-    def name(self) -> str:
-        """Service, model and a fingerprint of how it is asked."""
-        return f"veo/{self.config.model}@{self.config.asking.fingerprint()}"
-
-    @property
-    def price(self) -> float | None:
-        """Money for one second of video, as configured."""
-        return self.config.price
-
-    def seconds(self, request: ClipRequest) -> float:
-        """Seconds of video that are ordered for a request."""
-        return self.config.asking.ordered_seconds(request)
+    vendor = "veo"
 
     async def submit(self, request: ClipRequest, *, attempt: int = 0) -> str:
         """Start an operation; returns its name.
@@ -76,7 +61,7 @@ class VeoTeacher:
             TryAgain, Refused, Hopeless: see :class:`streamstill.teachers.api.sdk.GuardedTransport`.
         """
         arguments = self.config.asking.arguments(request)
-        client, service, _ = self._opened()
+        client, service = self._opened()
         types = importlib.import_module("google.genai.types")
         source = types.GenerateVideosSource(prompt=arguments.pop("prompt"))
         try:
@@ -111,12 +96,6 @@ class VeoTeacher:
             )
         raise TryAgain(f"Veo's finished operation {job} came without its video")
 
-    async def close(self) -> None:
-        """Close connections; the next call opens new ones."""
-        if self._client is not None:
-            transport, self._client = self._client[2], None
-            await transport.aclose()
-
     async def _poll(self, job: str) -> JobStatus:
         operation = await self._operation(job)
         if not operation.done:
@@ -131,7 +110,7 @@ class VeoTeacher:
         return JobStatus(state="refused" if filtered else "failed", reason=words)
 
     async def _operation(self, job: str) -> Any:
-        client, service, _ = self._opened()
+        client, service = self._opened()
         types = importlib.import_module("google.genai.types")
         with _logged_in(), service.understood():
             operation = await client.aio.operations.get(types.GenerateVideosOperation(name=job))
@@ -139,11 +118,8 @@ class VeoTeacher:
             raise TryAgain(f"Veo answered about {job} with something that is no operation")
         return operation
 
-    def _opened(self) -> tuple[Any, Service, GuardedTransport]:
-        if self._client is None:
-            self._client = _client(self.config.max_bytes)
-        client, service, transport = self._client
-        return client, service, transport
+    def _connected(self) -> tuple[Any, Service, Connection]:
+        return _client(self.config.max_bytes)
 
 
 def _client(max_bytes: int) -> tuple[Any, Service, GuardedTransport]:
