@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamstill.cli.threads import torch_threads
 from streamstill.codec.patch import PatchCodec
 from streamstill.search.cost_table import CostTable
 from streamstill.search.counted import counted_table
@@ -155,6 +156,24 @@ def test_half_precision_needs_its_own_workload() -> None:
     assert table.dtype == "bfloat16"
     (checked,) = validate(table, ["LS"], repeats=QUICK)
     assert checked.measured_ms > 0
+
+
+def test_a_table_is_checked_on_as_many_threads_as_it_was_measured_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    real = SandwichDiT.velocity
+
+    def spy(self: SandwichDiT, *given: Any, **named: Any) -> Any:
+        used.append(torch.get_num_threads())
+        return real(self, *given, **named)
+
+    with torch_threads(2):
+        table = measured()
+    assert table.threads == 2
+    monkeypatch.setattr(SandwichDiT, "velocity", spy)
+    with torch_threads(1):
+        validate(table, ["LS"], repeats=QUICK)
+        assert torch.get_num_threads() == 1
+    assert set(used) == {2}
 
 
 def test_the_random_numbers_of_the_caller_are_not_touched() -> None:

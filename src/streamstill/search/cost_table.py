@@ -72,6 +72,7 @@ class CostTable:
         down, up: one switch of resolution, to low and back to full (with the long skip).
         ends: all that comes before the first block and after the last one.
         decode: the decoder's time for one chunk, if it was measured; it is not part of a pass.
+        threads: of the processor, while it was measured; 0 where nobody says.
     """
 
     source: Literal["measured", "counted", "given"]
@@ -87,6 +88,7 @@ class CostTable:
     up: PartCost
     ends: PartCost
     decode: PartCost | None = None
+    threads: int = 0
 
     def __post_init__(self) -> None:
         letters = [block.letter for block in self.blocks]

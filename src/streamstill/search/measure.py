@@ -135,6 +135,7 @@ def checked_table(
         up=part_cost(up_bytes(config, workload), **up),
         ends=part_cost(ends_bytes(config, workload), **ends),
         decode=None if codec is None else _decode(codec, pool, on, repeats),
+        threads=torch.get_num_threads(),
     )
     return table, _compared(table, {layout: taken["alone", layout] for layout in layouts})
 
@@ -142,6 +143,8 @@ def checked_table(
 @torch.inference_mode()
 def validate(table: CostTable, layouts: Sequence[str], *, repeats: Repeats = Repeats(rounds=5)) -> tuple[Checked, ...]:
     """Build each layout alone, measure its velocity pass on the table's target in turns, and compare medians.
+
+    It runs on as many threads as the table was measured with.
 
     Raises:
         ValueError: the table was not measured, or does not know a layout's blocks.
@@ -152,8 +155,13 @@ def validate(table: CostTable, layouts: Sequence[str], *, repeats: Repeats = Rep
     on = target_of(table.target, dtype=dtype)
     for layout in layouts:
         table.predicted(layout)  # refuses kinds that it does not know before anything is built
-    passes = {layout: _alone(table.network, table.workload, layout, on=on, dtype=dtype) for layout in layouts}
-    return _compared(table, _timed(passes, on, repeats))
+    before = torch.get_num_threads()
+    torch.set_num_threads(table.threads or before)
+    try:
+        passes = {layout: _alone(table.network, table.workload, layout, on=on, dtype=dtype) for layout in layouts}
+        return _compared(table, _timed(passes, on, repeats))
+    finally:
+        torch.set_num_threads(before)
 
 
 def _alone(config: SandwichConfig, workload: Workload, layout: str, *, on: Target, dtype: torch.dtype) -> Pass:
