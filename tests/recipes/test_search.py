@@ -5,14 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
+from streamstill.config import with_overrides
 from streamstill.recipes import search
+from streamstill.recipes.base import Base, student_config
 from streamstill.recipes.search import Search, run_search, training_line
 from streamstill.search.allocate import Budget, allocate
 from streamstill.search.cost_table import BlockCost, CostTable, PartCost
 from streamstill.student.costs import Workload
 from streamstill.student.presets import PRESETS, preset
+from streamstill.student.student import Student
 
 QUIET = Console(quiet=True)
 
@@ -175,3 +179,13 @@ def test_a_long_front_is_thinned_and_keeps_the_chosen_one(tmp_path: Path) -> Non
     assert len(shown) <= search.MOST_ROWS
     assert choices.chosen in shown
     assert {choices.front[0], choices.front[-1]} <= set(shown)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_line_that_trains_it_gives_clips_that_fit_the_preset(name: str) -> None:
+    words = training_line(Search(preset=name, budget_ms=1.0), "L" * PRESETS[name].depth).split()
+    given = [words[number + 1] for number, word in enumerate(words) if word == "--set"]
+    base = with_overrides(Base(), given)
+    shape = student_config(base.geometry, sampling=base.sampling, size=base.preset, layout=base.layout)
+    with torch.device("meta"):
+        assert Student(shape).latent_shape[0] % PRESETS[name].chunk_frames == 0

@@ -1,13 +1,16 @@
 """``search``: the layout that fits a device's budgets, with pictures, and the line that trains it."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from streamstill.codec.patch import PatchCodec
 from streamstill.config import require_one_of, to_dict, write_json, write_text
+from streamstill.recipes.base import SMALL
 from streamstill.report.card import machine
 from streamstill.report.search_pictures import Point, draw_front, draw_layout
 from streamstill.search.allocate import Allocation, Allocations, Budget, allocate
@@ -117,8 +120,11 @@ def run_search(config: Search, out: Path, console: Console) -> Found:
 
 
 def training_line(config: Search, layout: str) -> str:
-    """The command that trains the layout from scratch."""
-    return f"streamstill distill base --set preset={config.preset} --set layout={layout}"
+    """The command that trains the layout from scratch, on clips that hold whole chunks of the preset's."""
+    chunk = PatchCodec().compression[0] * PRESETS[config.preset].chunk_frames
+    frames = math.ceil(SMALL.frames / chunk) * chunk
+    longer = "" if frames == SMALL.frames else f" --set geometry.frames={frames}"
+    return f"streamstill distill base --set preset={config.preset} --set layout={layout}{longer}"
 
 
 def as_markdown(config: Search, table: CostTable, choices: Allocations, found: Found) -> str:
