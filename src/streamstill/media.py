@@ -22,6 +22,8 @@ _GET_ANOTHER = "make or download the file again"
 _STRIP_FRAME_HEIGHT = 96  # pixels that a frame of a film strip has at least, so that small clips can be seen
 _MARGIN = 4  # pixels around text and between the pictures of a strip
 _BACKGROUND, _INK = (24, 24, 24), (240, 240, 240)
+# x264's look ahead reads memory that nobody wrote: now and then one clip became another file (docs/log.md)
+_ALWAYS_THE_SAME = "rc-lookahead=0:mbtree=0:b-adapt=0:weightp=0:weightb=0"
 _SIXTEEN_BITS = 65_535
 _TIE = 1e-6  # seconds: two frames as near as this to a moment count as equally near, and the earlier one is taken
 
@@ -118,7 +120,7 @@ def write_clip(path: Path, clip: Clip, *, lossless: bool = False) -> None:
         codec, pixels, options = "libx264rgb", "rgb24", {"crf": "0", "preset": "veryfast"}
     else:
         codec, pixels = "libx264", "yuv444p" if odd else "yuv420p"
-        options = {"crf": "16", "threads": "1"}  # several write another file now and then (docs/log.md)
+        options = {"crf": "16", "threads": "1", "x264-params": _ALWAYS_THE_SAME}
     _whole(path, lambda partial: _encode(partial, clip, codec, pixels, options))
 
 
