@@ -95,10 +95,9 @@ def write_inputs(folder: Path, url: str, arguments: argparse.Namespace) -> None:
     """The service's config, and prompts that show something moving."""
     fields = {"prompt": "{prompt}", "size": "{size}", "fps": "{fps}", "seed": "{seed}", "num_frames": "{frames}"}
     config: dict[str, Any] = {"base_url": url, "model": VideoServer.model, "key_variable": KEY_VARIABLE, "price": 0.1}
-    config["idempotency_header"] = "Idempotency-Key"
     config |= {"asking": {"fields": fields}, "limits": {"read_seconds": 1.0, "total_seconds": 10.0}}
-    if arguments.without_keys:
-        config["idempotency_header"] = ""
+    if not arguments.without_keys:
+        config["idempotency_header"] = "Idempotency-Key"
     write_json(folder / "service.json", config)
     write_text(folder / "prompts.txt", "A red ball is dropped.\nA blue ball is dropped.\n")
 

@@ -114,8 +114,8 @@ def train_student(
     inputs = {"cache": Place.of(cache).uri, "student_weights": pupil.fingerprint}
     method, batches, settings = taught(config, pupil, cache)
     run = RunFolder.open(out, recipe="train", config=config, inputs=inputs)
-    if resting_steps(config):
-        console.print(f"  the first {resting_steps(config)} of {config.steps} steps teach the discriminator only")
+    if resting := resting_steps(config):
+        console.print(f"  the first {resting} of {config.steps} steps teach the discriminator only")
     with run.stage("training") as folder:
         trainer = train(method, batches, settings, folder, console, title=config.objective, tracker=tracker)
     if isinstance(method, AdversarialFlowDistillation):

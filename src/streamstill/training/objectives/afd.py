@@ -20,7 +20,7 @@ from streamstill.training.batches import Examples, PromptGroup, repeated
 from streamstill.training.lora import Lora
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
 from streamstill.training.objectives.flow_matching import NoisedExamples, flow_loss, noised_examples
-from streamstill.training.objectives.objective import Loss, Player, from_turn
+from streamstill.training.objectives.objective import Loss, Player, student_player
 from streamstill.training.objectives.regression import require_full_weight_from
 from streamstill.training.objectives.renoised import Renoised, renoised
 from streamstill.training.optim import OptimConfig
@@ -199,14 +199,7 @@ class AdversarialFlowDistillation:
     @property
     def players(self) -> tuple[Player, ...]:
         """The discriminator moves first, so that the student is judged by the newest one."""
-        config = self.config
-        student = Player(
-            name="student",
-            module=self.policies.trained,
-            optim=config.optim,
-            ema_decay=config.ema_decay,
-            moves=from_turn(config.warmup_turns),
-        )
+        student = student_player(self.policies.trained, self.config)
         judges = (replace(judge, moves=lambda turn: not self._frozen(turn)) for judge in self.adversary.players)
         return (*judges, student)
 

@@ -19,11 +19,6 @@ def always(_turn: int) -> bool:
     return True
 
 
-def from_turn(first: int) -> Callable[[int], bool]:
-    """A player that rests in the turns before."""
-    return lambda turn: turn >= first
-
-
 @dataclass(frozen=True, kw_only=True)
 class Player:
     """A network that learns: its module, its optimiser, and how many optimiser steps it takes in one turn.
@@ -37,6 +32,36 @@ class Player:
     steps_per_turn: int = 1
     ema_decay: float | None = None  # None: no averaged copy is kept
     moves: Callable[[int], bool] = always
+
+
+class StudentConfig(Protocol):
+    """What the configs of methods with a discriminator say of the student."""
+
+    @property
+    def optim(self) -> OptimConfig:
+        """How it learns."""
+        ...
+
+    @property
+    def ema_decay(self) -> float | None:
+        """Of its average; None keeps none."""
+        ...
+
+    @property
+    def warmup_turns(self) -> int:
+        """Turns at the beginning in which it rests."""
+        ...
+
+
+def student_player(module: nn.Module, config: StudentConfig) -> Player:
+    """The student, who rests while those who judge it warm up."""
+    return Player(
+        name="student",
+        module=module,
+        optim=config.optim,
+        ema_decay=config.ema_decay,
+        moves=lambda turn: turn >= config.warmup_turns,
+    )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup
 from streamstill.training.objectives.adversary import Adversary, AdversaryConfig, Comparison, Round
 from streamstill.training.objectives.afd import Trial, advantages, rewards
-from streamstill.training.objectives.objective import Loss, Player, from_turn
+from streamstill.training.objectives.objective import Loss, Player, student_player
 from streamstill.training.objectives.regression import require_full_weight_from, velocity_error
 from streamstill.training.objectives.renoised import Renoised, renoised
 from streamstill.training.optim import OptimConfig
@@ -79,15 +79,7 @@ class RewardWeighted:
     @property
     def players(self) -> tuple[Player, ...]:
         """The discriminator moves first, so that the student is judged by the newest one."""
-        config = self.config
-        student = Player(
-            name="student",
-            module=self.student.network,
-            optim=config.optim,
-            ema_decay=config.ema_decay,
-            moves=from_turn(config.warmup_turns),
-        )
-        return (*self.adversary.players, student)
+        return (*self.adversary.players, student_player(self.student.network, self.config))
 
     @property
     def memory(self) -> Mapping[str, nn.Module]:

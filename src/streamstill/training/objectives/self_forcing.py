@@ -17,7 +17,7 @@ from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup
 from streamstill.training.objectives.adversary import Adversary, Comparison, Round
 from streamstill.training.objectives.gan import adversarial_loss
-from streamstill.training.objectives.objective import Loss, Player, from_turn
+from streamstill.training.objectives.objective import Loss, Player, student_player
 from streamstill.training.objectives.regression import require_full_weight_from, velocity_error
 from streamstill.training.objectives.rehearsal import Rehearsal, RehearsalConfig, Take
 from streamstill.training.objectives.score import FakeScore, NoisedClips, RealScore, StudentScore, noised_clips
@@ -118,13 +118,7 @@ class SelfForcing:
             optim=config.fake_optim,
             steps_per_turn=config.fake_steps_per_turn,
         )
-        student = Player(
-            name="student",
-            module=self.student.network,
-            optim=config.optim,
-            ema_decay=config.ema_decay,
-            moves=from_turn(config.warmup_turns),
-        )
+        student = student_player(self.student.network, self.config)
         return (fake, *(self.adversary.players if self.adversary else ()), student)
 
     @property
