@@ -2,7 +2,7 @@
 
     python benchmarks/afd_world.py [--out runs/afd_world] [--students sandwich full] [--methods sft afd ...]
         [--seeds 0 1 2] [--seconds 150] [--updates N] [--held-out 512] [--streams 64] [--quick] [--table]
-        [--preset micro --side 64 --base-steps 3000 --device cuda]
+        [--after sft] [--preset micro --side 64 --base-steps 3000 --device cuda]
 
 A base that saw only the loose world; the real world as a black-box teacher, 200 clips. For each seed one warm student
 is made, then one discriminator that learns to tell it (not along with it: one that was right all the way has margins
@@ -11,6 +11,8 @@ processor time at one thread are worth (the price of an update is measured first
 the end of every run is known beforehand, and every student's rate falls towards it. Judged are clips of the training
 length, and whether the body is still there in streams of 20 training lengths. What is done is kept in ``--out``,
 its students as well, and not done again; several processes with other seeds may share it. ``--table`` only prints.
+``--after sft`` lets every method go on from what that one made in the same ``--out``: a second stage beside more of the
+first.
 """
 
 import argparse
@@ -74,7 +76,10 @@ class Experiment:
     def __init__(self, student: str, asked: argparse.Namespace, console: Console) -> None:
         self.kind, self.asked, self.console = student, asked, console
         other = [str(word) for word in (asked.preset, asked.side) if word not in ("nano", SMALL.height)]
-        self.folder: Path = asked.out / "_".join([student, *(["open"] if asked.corner == "open" else []), *other])
+        self.first: Path = asked.out / "_".join([student, *(["open"] if asked.corner == "open" else []), *other])
+        self.folder = (
+            self.first.with_name(f"{self.first.name}_after_{_slug(asked.after)}") if asked.after else self.first
+        )
         self.shipped = student == "sandwich" and not other  # the package has such a base
         self.device = device_named(asked.device)
         self.teacher = WorldTeacher(World())
@@ -96,7 +101,7 @@ class Experiment:
         """The shipped sandwich, in the open corner after some steps on its prompts; any other student from nothing."""
         if self.shipped and self.asked.corner == "told":
             return shipped_base().to(self.device)
-        folder, asked, config = self.folder / "base", self.asked, Base(geometry=self.config(0).geometry)
+        folder, asked, config = self.first / "base", self.asked, Base(geometry=self.config(0).geometry)
         if not (folder / "student" / "config.json").exists():
             if asked.corner == "open":
                 config = replace(config, actions=OPEN, prompts=900)
@@ -117,7 +122,7 @@ class Experiment:
         streams.parent.mkdir(parents=True, exist_ok=True)
         if not kept.exists():
             self._compare(name, seed, kept)
-        done = sorted(self.folder.glob(f"seed*/streams/{kept.name}")) if name in SHARED else []
+        done = sorted(self.first.glob(f"seed*/streams/{kept.name}")) if name in SHARED else []
         if self.asked.streams and done and not streams.exists():
             shutil.copyfile(done[0], streams)
         if self.asked.streams and not streams.exists():
@@ -144,15 +149,18 @@ class Experiment:
         """Who is compared without being taught; nobody in the teacher's place."""
         if name == "base":  # one for all seeds
             base = self.base().resized(self.config(seed).geometry)
-            return self._in_few_steps(base, RunFolder(self.folder / "base"), seed=0)
+            return self._in_few_steps(base, RunFolder(self.first / "base"), seed=0)
         return None if name == "teacher" else self._warmed(seed).student
 
     def _warmed(self, seed: int) -> Warmed:
         """What every method of the seed begins with; made once."""
         config = self.config(seed)
         base = self.base().resized(config.geometry)
-        run = RunFolder.open(self.folder / f"seed{seed}" / "warm", recipe="quickstart", config=config)
+        run = RunFolder.open(self.first / f"seed{seed}" / "warm", recipe="quickstart", config=config)
         warmed = warm_up(config, base, run, Console(quiet=True))
+        if self.asked.after:
+            before = Student.from_pretrained(self.first / f"seed{seed}" / _slug(self.asked.after))
+            return replace(warmed, student=before.to(self.device))
         return replace(warmed, student=self._in_few_steps(warmed.student, run, seed=seed))
 
     def _in_few_steps(self, many: Student, run: RunFolder, *, seed: int) -> Student:
@@ -334,6 +342,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--open-steps", type=int, default=800, help="of the shipped base on the open corner's prompts")
     parser.add_argument("--steps", type=int, default=4, help="of every student; fewer than 4 are learned first")
     parser.add_argument("--few-updates", type=int, default=300, help="to learn fewer steps")
+    parser.add_argument("--after", default="", choices=["", *VARIANTS], help="go on from the students of this method")
     parser.add_argument("--quick", action="store_true", help="minutes: 20 s a method, one seed, 64 clips")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args(words)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from streamstill.cli.threads import torch_threads
 from streamstill.report.comparison import AGAINST_TEACHER, METRICS
+from streamstill.streaming.timing import torch_threads
 from streamstill.student.presets import preset
 from streamstill.student.sandwich import SandwichConfig
 from streamstill.student.student import Student

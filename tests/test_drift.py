@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from streamstill.cli.threads import torch_threads
 from streamstill.recipes.quickstart import shipped_base
+from streamstill.streaming.timing import torch_threads
 from tests.test_benchmarks import loaded
 
 drift = loaded("drift")

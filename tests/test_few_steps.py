@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from streamstill.cli.threads import torch_threads
 from streamstill.metrics import Interval
 from streamstill.recipes.quickstart import shipped_base
+from streamstill.streaming.timing import torch_threads
 from tests.test_benchmarks import loaded, tables
 
 few_steps = loaded("few_steps")

@@ -160,6 +160,15 @@ def test_training_again_goes_on_and_other_settings_are_refused(run: Run, student
     )
 
 
+def test_more_steps_in_the_same_folder_make_what_as_many_at_once_make(run: Run, student: Path) -> None:
+    collected(run)
+    words = ("train", student, "--cache", "cache", "--set", "batch=2")
+    for out, steps in (("once", 4), ("taught", 2), ("taught", 4)):
+        assert run(*words, "--out", out, "--steps", steps).status == 0
+    assert Path("taught/student/model.safetensors").read_bytes() == Path("once/student/model.safetensors").read_bytes()
+    run(*words, "--out", "taught", "--steps", 3).says("taught holds a run of steps=4 and 3 were asked for")
+
+
 def test_two_prompts_share_the_frames_of_a_stream(run: Run, student: Path) -> None:
     first, second = "A red ball is dropped.", "A blue ball is thrown to the left."
     words = ("--prompt", first, "--prompt", second, "--frames", 16, "--out", "both.mp4")

@@ -80,6 +80,19 @@ def test_settings_may_change_while_nothing_was_learnt(tmp_path: Path) -> None:
     assert read(tmp_path / "recipe.json")["config"]["seed"] == 2
 
 
+def test_a_run_that_can_be_prolonged_takes_a_larger_number_and_no_smaller_one(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path, recipe="train", config=Settings(seed=3), longer="seed")
+    learnt(tmp_path)
+    RunFolder.open(tmp_path, recipe="train", config=Settings(seed=5), longer="seed")
+    assert read(tmp_path / "recipe.json")["config"]["seed"] == 5
+    said = r"holds a run of seed=5 and 4 were asked for; ask for as many or more \(it then goes on\), or give another"
+    with pytest.raises(ValueError, match=said):
+        RunFolder.open(tmp_path, recipe="train", config=Settings(seed=4), longer="seed")
+    with pytest.raises(ValueError, match=r"inner\.rate=0\.5 \(now 0\.1\), seed=5 \(now 6\)"):
+        RunFolder.open(tmp_path, recipe="train", config=Settings(seed=6, inner=Inner(rate=0.1)), longer="seed")
+    assert read(tmp_path / "recipe.json")["config"]["seed"] == 5
+
+
 def test_the_seconds_of_a_stage_add_up_over_attempts_and_interruptions(tmp_path: Path) -> None:
     run = RunFolder.open(tmp_path, recipe="quickstart", config=Settings())
     assert run.seconds == {}

@@ -119,6 +119,19 @@ def test_a_measured_table_is_made_kept_and_checked(tmp_path: Path) -> None:
     assert "measured, prediction" in (tmp_path / "out" / "search.md").read_text()
 
 
+def test_another_budget_in_the_same_folder_uses_the_table_that_is_there(tmp_path: Path) -> None:
+    run_search(Search(budget_ms=10_000, rounds=2), tmp_path / "out", QUIET)
+    kept = tmp_path / "out" / "cost_table.json"
+    first = kept.read_bytes()
+    run_search(Search(budget_mb=10_000, kinds="L", rounds=1), tmp_path / "out", QUIET)
+    assert kept.read_bytes() == first
+    run_search(Search(budget_ms=10_000, rounds=3), tmp_path / "out", QUIET)
+    assert CostTable.load(kept).rounds == 3
+    kept.write_bytes(first.replace(b'"versions": "', b'"versions": "older '))
+    run_search(Search(budget_ms=10_000, rounds=2), tmp_path / "out", QUIET)
+    assert "older" not in CostTable.load(kept).versions
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamstill.cli.threads import torch_threads
 from streamstill.codec.patch import PatchCodec
 from streamstill.search.cost_table import CostTable
 from streamstill.search.counted import counted_table
@@ -19,6 +18,7 @@ from streamstill.search.measure import Checked, Repeats, checked_table, measure_
 from streamstill.search.probes import ProbePool, fit, probe_layouts, switches
 from streamstill.search.targets import TARGETS, onnx_pass, target_of
 from streamstill.state import KVCache, tensors_of
+from streamstill.streaming.timing import torch_threads
 from streamstill.student.costs import Workload
 from streamstill.student.layout import parse_layout
 from streamstill.student.presets import preset

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from streamstill.cli.devices import device_named
-from streamstill.cli.threads import torch_threads
+from streamstill.cli.shell import quoted, say_next
 from streamstill.codec.light_decoder import LightCodec
 from streamstill.codec.patch import PatchCodec
 from streamstill.codec.video import VideoCodec
@@ -22,7 +22,7 @@ from streamstill.flow.times import Sampling
 from streamstill.recipes.base import student_config
 from streamstill.report.card import BenchmarkCard, Setting, Subject, write_card
 from streamstill.streaming.compiled import compiled
-from streamstill.streaming.timing import TimingConfig, time_streaming
+from streamstill.streaming.timing import TimingConfig, time_streaming, torch_threads
 from streamstill.student.network import Network
 from streamstill.student.presets import PRESETS, Preset, preset
 from streamstill.student.sandwich import SandwichDiT
@@ -122,7 +122,7 @@ def measure(asked: Asked, console: Console) -> None:
     beside = write_card(card, asked.out)
     console.print(card.as_markdown(), markup=False, soft_wrap=True)
     console.print(f"  card -> {asked.out} and {beside}", soft_wrap=True)
-    console.print(f"next: [bold]{_next(asked)}[/bold]", soft_wrap=True)
+    say_next(console, _next(asked))
 
 
 def _measured(asked: Asked) -> _Measured:
@@ -239,11 +239,11 @@ def _cpp_compiler() -> bool:
 def _next(asked: Asked) -> str:
     """The command that a reader of the card is likely to want."""
     if asked.what not in PRESETS:
-        light = "" if asked.light_decoder is None else f" --light-decoder {asked.light_decoder}"
-        return f'streamstill stream {asked.what} --prompt "{PROMPT}"{light}'
+        light = "" if asked.light_decoder is None else f" --light-decoder {quoted(asked.light_decoder)}"
+        return f'streamstill stream {quoted(asked.what)} --prompt "{PROMPT}"{light}'
     other = "sandwich" if asked.layout == "full" else "full"
     out = asked.out.with_name(f"{asked.out.stem}-{other}.json")
-    return f"streamstill bench {asked.what} --layout {other} --out {out}"
+    return f"streamstill bench {asked.what} --layout {other} --out {quoted(out)}"
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from streamstill.cli.options import Device
+from streamstill.cli.shell import quoted, say_next
 
 codec_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -46,8 +47,8 @@ def codec_train(
     run_codec_train(
         with_overrides(config, overrides or []), source, out, console, device=device_to_train_on(device, console)
     )
-    given = " ".join(f"--{name} {path}" for name, path in source.named.items())
-    console.print(f"next: [bold]streamstill codec distill {out / 'codec'} {given} --size {size}[/bold]", soft_wrap=True)
+    given = " ".join(f"--{name} {quoted(path)}" for name, path in source.named.items())
+    say_next(console, f"streamstill codec distill {quoted(out / 'codec')} {given} --size {size}")
 
 
 @codec_app.command("distill")
@@ -81,5 +82,5 @@ def codec_distill(
     )
     config, console = with_overrides(config, overrides or []), Console(highlight=False)
     run_codec_distill(config, source, out, console, device=device_to_train_on(device, console))
-    words = f'{student_of(config.student, config.codec)} --prompt "..." --light-decoder {out / "light_decoder"}'
-    console.print(f"next: [bold]streamstill stream {words}[/bold]", soft_wrap=True)
+    words = f'{quoted(student_of(config.student, config.codec))} --prompt "..."'
+    say_next(console, f"streamstill stream {words} --light-decoder {quoted(out / 'light_decoder')}")

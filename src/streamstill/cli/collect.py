@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from streamstill.cli.shell import quoted, say_next
 from streamstill.teachers import ClipStore, Teacher
 from streamstill.teachers.api.collecting import collect_from_api, require_price
 from streamstill.teachers.api.http import terms_line
@@ -285,4 +286,4 @@ def _tell(report: ApiReport, asked: Asked, console: Console) -> None:
         console.print(f"  stopped before --{report.stopped} would be exceeded; {tally.waiting} requests were not sent")
     if tally.unanswered:
         raise ValueError(f"{tally.unanswered} requests got no answer yet; the same command goes on with them")
-    console.print(f"next: [bold]streamstill train STUDENT --cache {asked.place.uri}[/bold]", soft_wrap=True)
+    say_next(console, f"streamstill train STUDENT --cache {quoted(asked.place.uri)}")

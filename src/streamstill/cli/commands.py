@@ -4,11 +4,10 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 
 from streamstill.cli.collect import Asked
 from streamstill.cli.devices import device_to_train_on
-from streamstill.cli.shell import quoted
+from streamstill.cli.shell import quoted, say_next
 from streamstill.config import require_one_of, with_overrides
 from streamstill.recipes import (
     Base,
@@ -64,7 +63,7 @@ def run_recipe(
         run_base(with_overrides(Base(), overrides), out, console, device=there)
         prompt = "A red ball is dropped."
     elif recipe == "kd":
-        _next(console, _distil_knowledge(with_overrides(Knowledge(), overrides), out, console, there))
+        say_next(console, _distil_knowledge(with_overrides(Knowledge(), overrides), out, console, there))
         return
     elif recipe == "few":
         few = with_overrides(FewSteps(), overrides)
@@ -74,7 +73,7 @@ def run_recipe(
         assert clips is not None
         run_folder(with_overrides(Folder(), overrides), clips, out, console, device=there)
         prompt = FolderTeacher.open(clips).prompts[0]
-    _next(console, f"streamstill stream {quoted(out / 'student')} --prompt {quoted(prompt, always=True)}")
+    say_next(console, f"streamstill stream {quoted(out / 'student')} --prompt {quoted(prompt, always=True)}")
 
 
 def _distil_knowledge(config: Knowledge, out: Path, console: Console, device: torch.device) -> str:
@@ -92,7 +91,7 @@ def collect_answers(found: Teacher | None, asked: Asked, console: Console) -> No
     own_list = isinstance(who, WorldTeacher) and asked.prompts is None  # it has several wordings of a scene
     requests = asked.requests(own, seed_each=own_list)
     store = ask(who, requests, asked.cache, console)
-    _next(console, f"streamstill train STUDENT --cache {store.path}")
+    say_next(console, f"streamstill train STUDENT --cache {quoted(str(store.path))}")
 
 
 def train_student(
@@ -113,7 +112,7 @@ def train_student(
     pupil = Student.from_pretrained(config.student).to(device_to_train_on(device, console))
     inputs = {"cache": Place.of(cache).uri, "student_weights": pupil.fingerprint}
     method, batches, settings = taught(config, pupil, cache)
-    run = RunFolder.open(out, recipe="train", config=config, inputs=inputs)
+    run = RunFolder.open(out, recipe="train", config=config, inputs=inputs, longer="steps")
     if resting := resting_steps(config):
         console.print(f"  the first {resting} of {config.steps} steps teach the discriminator only")
     with run.stage("training") as folder:
@@ -124,7 +123,7 @@ def train_student(
         averaged(trainer, "student", pupil if config.objective == "flow-matching" else pupil.network)
     pupil.eval().save_pretrained(out / "student")
     console.print(f"  student -> {out / 'student'}")
-    _next(console, f'streamstill stream {out / "student"} --prompt "..."')
+    say_next(console, f'streamstill stream {quoted(out / "student")} --prompt "..."')
 
 
 def _teacher(given: str) -> tuple[Teacher, list[str]]:
@@ -140,7 +139,3 @@ def _teacher(given: str) -> tuple[Teacher, list[str]]:
         )
     folder = FolderTeacher.open(Path(given))
     return folder, list(folder.prompts)
-
-
-def _next(console: Console, command: str) -> None:
-    console.print(f"next: [bold]{escape(command)}[/bold]", soft_wrap=True)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from streamstill.cli.devices import device_named
+from streamstill.cli.shell import quoted, say_next
 from streamstill.codec.build import build_codec
 from streamstill.codec.diffusers_vae import DiffusersCodec
 from streamstill.codec.learned import KIND as LEARNED
@@ -72,8 +73,7 @@ def encode(asked: Asked, console: Console) -> None:
     console.print(f"  {report.clips} clips, {report.clips - report.known} of them new -> {asked.out}", soft_wrap=True)
     if text is not None:
         console.print(f"  embeddings of prompts: {report.prompts} -> {asked.out}", soft_wrap=True)
-    student = asked.student or "STUDENT"
-    console.print(f"next: [bold]streamstill train {student} --cache {asked.out}[/bold]", soft_wrap=True)
+    say_next(console, f"streamstill train {quoted(asked.student or 'STUDENT')} --cache {quoted(asked.out)}")
 
 
 def _encode(

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from streamstill.cli.collect import parse_size
+from streamstill.cli.shell import quoted, say_next
 from streamstill.codec.build import CodecConfig
 from streamstill.codec.learned import LearnedCodecConfig
 from streamstill.codec.patch import PatchCodec
@@ -63,4 +64,4 @@ def make_student(asked: Asked, console: Console) -> None:
         f"  {asked.preset}, untrained, {weights / 1e6:.1f} M weights, for clips of {size.words} -> {asked.out}",
         soft_wrap=True,
     )
-    console.print(f"next: [bold]streamstill train {asked.out} --cache CACHE[/bold]", soft_wrap=True)
+    say_next(console, f"streamstill train {quoted(asked.out)} --cache CACHE")

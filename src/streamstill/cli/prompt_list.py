@@ -1,16 +1,15 @@
 """What ``streamstill prompts`` does: from lists of prompts to one that can be asked, and one that is held out."""
 
 import asyncio
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from streamstill.cli.shell import quoted, say_next
 from streamstill.teachers.api.http import terms_line
 from streamstill.teachers.api.jobs import ApiError
 from streamstill.teachers.prompt_template import expand
@@ -190,5 +189,4 @@ def _tell(counts: dict[str, int], asked: Asked, console: Console) -> None:
     console.print(f"  prompts -> {asked.out}", markup=False, soft_wrap=True)
     if counts["held out"]:
         console.print(f"  held out -> {asked.held_out_file}", markup=False, soft_wrap=True)
-    command = f"streamstill collect TEACHER --prompts {shlex.quote(str(asked.out))} --count {counts['kept']}"
-    console.print(f"next: [bold]{escape(command)}[/bold]", soft_wrap=True)
+    say_next(console, f"streamstill collect TEACHER --prompts {quoted(asked.out)} --count {counts['kept']}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from streamstill.cli.threads import torch_threads
+from streamstill.cli.shell import quoted, say_next
 from streamstill.codec.patch import PatchCodec
 from streamstill.config import require_one_of, with_overrides
 from streamstill.recipes.placement import RESULT as PLACEMENT
@@ -17,6 +17,7 @@ from streamstill.search.cost_table import MB, CostTable, PartCost
 from streamstill.search.given import COREML_TABLE, coreml_table
 from streamstill.search.measure import DTYPES, Repeats, measure_table
 from streamstill.search.targets import target_of
+from streamstill.streaming.timing import torch_threads
 from streamstill.student.costs import Workload
 from streamstill.student.presets import PRESETS, preset
 
@@ -76,7 +77,7 @@ def measure(asked: AskedTable, console: Console) -> None:
     console.print(as_table(table))
     console.print(f"  {table.note}", markup=False, soft_wrap=True)
     console.print(f"  cost table -> {asked.out}", soft_wrap=True)
-    console.print(f"next: [bold]{_next(asked, table)}[/bold]", soft_wrap=True)
+    say_next(console, _next(asked, table))
 
 
 def _measured(asked: AskedTable, console: Console) -> CostTable:
@@ -105,8 +106,7 @@ def learn_placement(name: str, layout: str, out: Path, overrides: list[str], con
     found = run_placement(with_overrides(PlacementRun(preset=name, layout=layout), overrides), out, console)
     for number, share in enumerate(found.decision.probabilities):
         console.print(f"  group {number} is at full resolution in {share:.0%} of the draws")
-    worths = f"--worths {out / PLACEMENT}"
-    console.print(f"next: [bold]streamstill search run --preset {name} {worths} --budget-ms ...[/bold]", soft_wrap=True)
+    say_next(console, f"streamstill search run --preset {name} --worths {quoted(out / PLACEMENT)} --budget-ms ...")
 
 
 def find_layout(
@@ -137,7 +137,7 @@ def find_layout(
         console.print(f"  measured {found.checked.measured_ms:.4g} ms, prediction {found.checked.error:+.1%}")
     console.print(f"  {found.why}", markup=False, soft_wrap=True)
     console.print(f"  report and pictures -> {out / REPORT}", soft_wrap=True)
-    console.print(f"next: [bold]{training_line(config, found.layout)}[/bold]", soft_wrap=True)
+    say_next(console, training_line(config, found.layout))
 
 
 def as_table(costs: CostTable) -> Table:
@@ -164,4 +164,4 @@ def _next(asked: AskedTable, table: CostTable) -> str:
     layout = preset(asked.name).layout
     known = set(layout) <= set(table.letters)
     budget = table.predicted(layout if known else table.letters[0] * len(layout)).ms
-    return f"streamstill search run --table {asked.out} --preset {asked.name} --budget-ms {budget:.3g}"
+    return f"streamstill search run --table {quoted(asked.out)} --preset {asked.name} --budget-ms {budget:.3g}"

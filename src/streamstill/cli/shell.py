@@ -1,9 +1,17 @@
-"""Words of a command, as they can be typed again."""
+"""Commands that can be typed again: their words, and the line that ends what another command said."""
 
 import shlex
 from pathlib import Path
 
+from rich.console import Console
+from rich.markup import escape
+
 _SPECIAL = frozenset('"$`!\\')  # what a shell reads within double quotes
+
+
+def say_next(console: Console, command: str) -> None:
+    """The last line of a command: what to type next."""
+    console.print(f"next: [bold]{escape(command)}[/bold]", soft_wrap=True)
 
 
 def quoted(word: str | Path, *, always: bool = False) -> str:

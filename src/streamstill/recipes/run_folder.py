@@ -21,11 +21,14 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def open(cls, path: Path, *, recipe: str, config: Any, inputs: Mapping[str, str] | None = None) -> "RunFolder":
+    def open(
+        cls, path: Path, *, recipe: str, config: Any, inputs: Mapping[str, str] | None = None, longer: str = ""
+    ) -> "RunFolder":
         """Make the folder, or find it again. While nothing was learnt in it, it may be given other settings.
 
         Args:
             inputs: what the run reads besides its config, by name; another input is another run.
+            longer: the field of the config that may grow, for a run that can be prolonged.
 
         Raises:
             ValueError: the folder holds a run of another recipe, with other settings or of other inputs.
@@ -36,7 +39,10 @@ class RunFolder:
         written = path / RECIPE
         if written.exists() and any(path.glob("*/training/*.safetensors")):
             found = _read_json(written)
-            if found != wanted:
+            if longer and _without(found, longer) == _without(wanted, longer):
+                _require_no_less(path, longer, found["config"].get(longer, 0), wanted["config"][longer])
+                write_json(written, wanted)
+            elif found != wanted:
                 raise ValueError(
                     f"{path} holds a run of {_differences(found, wanted)}; give another --out, or delete the folder"
                 )
@@ -71,6 +77,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); delete the folder {path.parent} and run again") from error
     return dict(values)
+
+
+def _without(recipe: dict[str, Any], name: str) -> dict[str, Any]:
+    return {**recipe, "config": {key: value for key, value in recipe.get("config", {}).items() if key != name}}
+
+
+def _require_no_less(path: Path, name: str, before: int, now: int) -> None:
+    if now < before:
+        raise ValueError(
+            f"{path} holds a run of {name}={before} and {now} were asked for; ask for as many or more (it then goes "
+            "on), or give another --out"
+        )
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from streamstill.report.search_pictures import Point, draw_front, draw_layout
 from streamstill.search.allocate import Allocation, Allocations, Budget, allocate
 from streamstill.search.cost_table import CostTable
 from streamstill.search.given import COREML_TABLE, coreml_table, table_wanted
-from streamstill.search.measure import DTYPES, Checked, Repeats, measure_table, validate
+from streamstill.search.measure import DTYPES, Checked, Repeats, measure_table, same_measurement, validate
 from streamstill.search.place import place
 from streamstill.search.probes import switches
 from streamstill.search.targets import MEASURED_HERE, TARGETS, target_of
 from streamstill.student.costs import Workload
 from streamstill.student.layout import sandwich
 from streamstill.student.presets import PRESETS, preset
+from streamstill.student.sandwich import SandwichConfig
 
 FORMAT = 1
 TABLE, RESULT, REPORT = "cost_table.json", "search.json", "search.md"
@@ -169,7 +170,7 @@ def _thinned(choices: Allocations) -> list[Allocation]:
 
 
 def _table(config: Search, out: Path, console: Console) -> CostTable:
-    """The given table, or one that is measured now and kept beside the result."""
+    """The given table, the one that an earlier search of the same measured here, or one that is measured now."""
     network, size = preset(config.preset), PRESETS[config.preset]
     if config.target == COREML_TABLE and config.table is not None:
         return coreml_table(Path(config.table), network=network, kinds=config.kinds, chunk=None)
@@ -184,6 +185,11 @@ def _table(config: Search, out: Path, console: Console) -> CostTable:
         text_tokens=size.text_tokens,
         value_bytes=DTYPES[config.dtype].itemsize,
     )
+    if (kept := _kept_table(config, out / TABLE, network, workload)) is not None:
+        console.print(
+            f"  costs as they were measured before: {out / TABLE}; delete it to measure again", soft_wrap=True
+        )
+        return kept
     console.print(f"  measuring {config.kinds} of {config.preset} on {config.target}, {config.rounds} rounds")
     table = measure_table(
         network,
@@ -196,6 +202,22 @@ def _table(config: Search, out: Path, console: Console) -> CostTable:
     )
     table.save(out / TABLE)
     return table
+
+
+def _kept_table(config: Search, path: Path, network: SandwichConfig, workload: Workload) -> CostTable | None:
+    """The table there, if measuring now would be the same again."""
+    if not path.is_file():
+        return None
+    table = CostTable.load(path)
+    same = same_measurement(
+        table,
+        target=config.target,
+        device_name=machine(config.target)["device_name"],
+        dtype=config.dtype,
+        rounds=config.rounds,
+    )
+    fits = table.workload == workload and replace(table.network, layout=network.layout) == network
+    return table if same and fits and set(config.kinds) <= set(table.letters) else None
 
 
 def _choices(config: Search, table: CostTable, learnt: Learnt | None) -> Allocations:

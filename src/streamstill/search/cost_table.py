@@ -73,6 +73,7 @@ class CostTable:
         ends: all that comes before the first block and after the last one.
         decode: the decoder's time for one chunk, if it was measured; it is not part of a pass.
         threads: of the processor, while it was measured; 0 where nobody says.
+        rounds: of measuring; 0 where nobody says.
     """
 
     source: Literal["measured", "counted", "given"]
@@ -89,6 +90,7 @@ class CostTable:
     ends: PartCost
     decode: PartCost | None = None
     threads: int = 0
+    rounds: int = 0
 
     def __post_init__(self) -> None:
         letters = [block.letter for block in self.blocks]

@@ -19,7 +19,7 @@ from streamstill.search.counted import Bytes, block_bytes, distinct, down_bytes,
 from streamstill.search.probes import Fit, ProbePool, fit, probe_layouts
 from streamstill.search.targets import Pass, Target, target_of
 from streamstill.state import state_bytes
-from streamstill.streaming.timing import Stopwatch, in_turns
+from streamstill.streaming.timing import Stopwatch, in_turns, torch_threads
 from streamstill.student.costs import Workload
 from streamstill.student.layout import BlockKind
 from streamstill.student.sandwich import SandwichConfig
@@ -136,6 +136,7 @@ def checked_table(
         ends=part_cost(ends_bytes(config, workload), **ends),
         decode=None if codec is None else _decode(codec, pool, on, repeats),
         threads=torch.get_num_threads(),
+        rounds=repeats.rounds,
     )
     return table, _compared(table, {layout: taken["alone", layout] for layout in layouts})
 
@@ -155,13 +156,17 @@ def validate(table: CostTable, layouts: Sequence[str], *, repeats: Repeats = Rep
     on = target_of(table.target, dtype=dtype)
     for layout in layouts:
         table.predicted(layout)  # refuses kinds that it does not know before anything is built
-    before = torch.get_num_threads()
-    torch.set_num_threads(table.threads or before)
-    try:
+    with torch_threads(table.threads or None):
         passes = {layout: _alone(table.network, table.workload, layout, on=on, dtype=dtype) for layout in layouts}
         return _compared(table, _timed(passes, on, repeats))
-    finally:
-        torch.set_num_threads(before)
+
+
+def same_measurement(table: CostTable, *, target: str, device_name: str, dtype: str, rounds: int) -> bool:
+    """Whether measuring now would be the same again: same machine, target, dtype, versions, threads, no more rounds."""
+    now = ("measured", target, device_name, dtype, torch.get_num_threads())
+    if now != (table.source, table.target, table.device, table.dtype, table.threads) or rounds > table.rounds:
+        return False
+    return table.versions == _versions(target_of(target, dtype=DTYPES[dtype]))
 
 
 def _alone(config: SandwichConfig, workload: Workload, layout: str, *, on: Target, dtype: torch.dtype) -> Pass:
