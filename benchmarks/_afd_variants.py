@@ -10,6 +10,7 @@ from torch import Tensor
 from streamstill.recipes.methods import Methods
 from streamstill.recipes.quickstart import SEEN, Quickstart
 from streamstill.training.objectives.afd import advantages
+from streamstill.training.objectives.rehearsal import RehearsalConfig
 from streamstill.training.optim import OptimConfig
 from streamstill.training.policies import OldSchedule
 
@@ -66,6 +67,12 @@ def many(config: Methods) -> Methods:
     return replace(config, prompts_per_update=16)
 
 
+def whole(config: Methods) -> Methods:
+    """Chunks that end as a stream's do, with a gradient through all of their steps."""
+    rehearsal = RehearsalConfig(whole=True, depth=4, micro_batch=8)
+    return replace(config, gan=replace(config.gan, rehearsal=rehearsal), dmd=replace(config.dmd, rehearsal=rehearsal))
+
+
 Variant = tuple[str, Callable[[Methods], Methods], Callable[[Tensor], Tensor]]
 VARIANTS: dict[str, Variant] = {
     "sft": ("sft", lambda m: m, advantages),
@@ -73,7 +80,9 @@ VARIANTS: dict[str, Variant] = {
     "afd": ("afd", lambda m: m, advantages),
     "gan": ("gan", many, advantages),
     "gan, anchored": ("gan", lambda m: replace(many(m), gan=replace(m.gan, anchor=1.0)), advantages),
+    "gan, whole chunks": ("gan", lambda m: whole(many(m)), advantages),
     "dmd": ("dmd", many, advantages),
+    "dmd, whole chunks": ("dmd", lambda m: whole(many(m)), advantages),
     "reward-weighted": ("reward-weighted", lambda m: m, advantages),
     "afd, shuffled rewards": ("afd", lambda m: m, shuffled),
     "afd, rewards 1/2": ("afd", lambda m: m, constant),

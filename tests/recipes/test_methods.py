@@ -11,6 +11,7 @@ from streamstill.testing import tiny_student
 from streamstill.training.discriminators.motion import MotionDiscriminator
 from streamstill.training.objectives.adversary import AdversaryConfig
 from streamstill.training.objectives.score import StudentScore
+from streamstill.training.objectives.self_forcing import SelfForcing
 from streamstill.training.trainer import Trainer, TrainerConfig
 from tests.training.clips import examples
 
@@ -46,6 +47,22 @@ def test_a_turn_of_every_method_moves_the_student(name: str, tmp_path: Path) -> 
     assert torch.isfinite(weights(student.network)).all()
     assert "student/loss" in metrics
     assert method.averaged in (student, student.network)
+
+
+def test_the_fake_score_begins_as_the_real_one_where_it_can() -> None:
+    """Then the two differ by what the student makes; a causal student's copy has never seen whole clips."""
+    student, clips = tiny_student(), examples()
+    knowing = tiny_student(seed=3)
+    method = build_method(
+        "dmd", student, MotionDiscriminator(16), clips, TINY, seed=0, real=StudentScore(knowing, guidance=2.0)
+    )
+    assert isinstance(method.objective, SelfForcing)
+    fake = method.objective.fake
+    assert torch.equal(weights(fake.module), weights(knowing.network))
+    assert not {id(p) for p in fake.module.parameters()} & {id(p) for p in knowing.parameters()}
+    assert all(p.requires_grad for p in fake.module.parameters())
+    assert isinstance(fake, StudentScore)
+    assert fake.guidance == 1
 
 
 def test_dmd_without_a_score_and_unknown_names_are_refused() -> None:

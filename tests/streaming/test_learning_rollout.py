@@ -23,8 +23,8 @@ def dice(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def plan(*last_steps: int, learns: range | None = None) -> RolloutPlan:
-    return RolloutPlan(last_steps=last_steps, learns=learns or range(len(last_steps)), seed=5)
+def plan(*last_steps: int, learns: range | None = None, depth: int = 1) -> RolloutPlan:
+    return RolloutPlan(last_steps=last_steps, learns=learns or range(len(last_steps)), seed=5, depth=depth)
 
 
 class Ladder(nn.Module):
@@ -104,6 +104,18 @@ def test_the_gradient_is_that_of_the_chosen_step_alone(sampler: SamplerFn, last:
     torch.testing.assert_close(gradient[last], -(t * x_t).sum())
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 9])
+def test_as_many_of_the_last_steps_learn_as_were_asked_for(depth: int) -> None:
+    """Through all steps it is the derivative of the product of (1 + dt w) over the steps, by each weight."""
+    model, times = Ladder(), SAMPLING.times().double()
+    made = climb(model, plan(2, depth=depth))
+    gradient = slope(made, model.by_step)
+    assert [int(step) for step in gradient.nonzero().flatten()] == list(range(max(0, 3 - depth), 3))
+    factors = 1 + times.diff() * model.by_step.detach()
+    expected = made.sum().detach() * times.diff() / factors
+    torch.testing.assert_close(gradient[3 - min(depth, 3) :], expected[3 - min(depth, 3) :])
+
+
 def test_no_gradient_goes_through_the_memory_unless_asked() -> None:
     """The second chunk ends with step 2, the first with step 0: only its memory leads to the weight of step 0."""
     model = Ladder()
@@ -145,6 +157,12 @@ def test_plans_draw_every_step_and_every_window_and_only_these() -> None:
     assert len({one.seed for one in plans}) == 300
 
 
+def test_whole_chunks_take_every_step() -> None:
+    drawn = draw_plan(chunks=5, window=2, steps=3, generator=dice(), whole=True, depth=2)
+    assert drawn.last_steps == (2,) * len(drawn.last_steps)
+    assert (len(drawn.learns), drawn.depth) == (2, 2)
+
+
 def test_a_plan_repeats_itself() -> None:
     assert draw_plan(chunks=4, window=2, steps=3, generator=dice()) == draw_plan(
         chunks=4, window=2, steps=3, generator=dice()
@@ -163,5 +181,7 @@ def test_plans_that_cannot_be_made_are_refused() -> None:
         plan(learns=range(1))
     with pytest.raises(ValueError, match=r"must lie among 0\.\.1, got range\(1, 3\)"):
         plan(0, 0, learns=range(1, 3))
+    with pytest.raises(ValueError, match="got depth=0"):
+        plan(0, depth=0)
     with pytest.raises(ValueError, match=r"the last steps of 3 are 0\.\.2, got 3"):
         climb(Ladder(), plan(0, 3))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from streamstill.streaming.learning_rollout import learning_rollout
+from streamstill.streaming.rollout import rollout
 from streamstill.testing import tiny_student
 from streamstill.training.batches import PromptGroup
 from streamstill.training.objectives.rehearsal import Rehearsal, RehearsalConfig, Take
@@ -118,6 +119,22 @@ def test_both_samplers_can_be_learnt_through(sampler: str) -> None:
 def test_rollouts_that_do_not_suit_the_student_are_refused(frames: int) -> None:
     with pytest.raises(ValueError, match=f"rollouts of {frames} latent frames do not suit a student"):
         rehearsal(frames=frames)
+
+
+def test_whole_chunks_are_what_the_student_streams() -> None:
+    made = rehearsal(whole=True, depth=2)
+    (take,) = made.takes(group(), 2, dice())
+    assert set(take.plan.last_steps) == {made.student.config.sampling.steps - 1}
+    assert take.plan.depth == 2
+    streamed = rollout(
+        made.student.network,
+        made.student.encode_prompts(take.prompts),
+        frames=made.frames,
+        latent_shape=made.student.latent_shape[1:],
+        sampling=made.student.config.sampling,
+        generator=torch.Generator().manual_seed(take.plan.seed),
+    )
+    torch.testing.assert_close(made.perform(take), streamed)
 
 
 def test_clips_of_another_length_are_refused() -> None:

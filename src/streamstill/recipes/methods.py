@@ -19,7 +19,7 @@ from streamstill.training.objectives.flow_matching import FlowMatching, FlowMatc
 from streamstill.training.objectives.gan import RolloutGan, RolloutGanConfig
 from streamstill.training.objectives.objective import Objective
 from streamstill.training.objectives.reward_weighted import RewardWeighted, RewardWeightedConfig
-from streamstill.training.objectives.score import RealScore, ScoreFit, ScoreFitConfig, fake_score
+from streamstill.training.objectives.score import RealScore, ScoreFit, ScoreFitConfig, StudentScore, fake_score
 from streamstill.training.objectives.self_forcing import SelfForcing, SelfForcingConfig
 from streamstill.training.optim import OptimConfig
 from streamstill.training.trainer import Trainer, TrainerConfig
@@ -102,7 +102,8 @@ def build_method(
         raise ValueError(
             "dmd matches a score of the teacher's clips and none was given; fit one with score_of(student, ...)"
         )
-    return Method(SelfForcing(student, real, fake_score(student), config.dmd), groups, student.network)
+    fake = fake_score(real.student if isinstance(real, StudentScore) else student)  # one that sees whole clips already
+    return Method(SelfForcing(student, real, fake, config.dmd), groups, student.network)
 
 
 def score_of(student: Student, examples: ExampleRows, config: Methods, *, seed: int) -> Method:

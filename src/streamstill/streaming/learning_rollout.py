@@ -1,6 +1,7 @@
 """A rollout that learns: in every chunk one denoising step, drawn at random, is the last, and it alone has a gradient.
 
-This is self-forcing's stochastic truncation (Huang et al. 2025, arXiv 2506.08009); which chunks learn is ours.
+This is self-forcing's stochastic truncation (Huang et al. 2025, arXiv 2506.08009); which chunks learn is ours. A plan
+may also end every chunk as a stream does, and let several of its last steps learn.
 """
 
 from collections.abc import Iterator
@@ -29,18 +30,27 @@ class RolloutPlan:
     last_steps: tuple[int, ...]  # of each chunk, counted from 0
     learns: range  # the chunks that have a gradient
     seed: int  # of the noise
+    depth: int = 1  # how many of a chunk's steps have a gradient, the last of them first
 
     def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise ValueError(f"at least one step of a chunk must learn, got depth={self.depth}")
         if not self.last_steps:
             raise ValueError("a rollout needs at least one chunk; last_steps is empty")
         if not self.learns or self.learns[0] < 0 or self.learns[-1] >= len(self.last_steps):
             raise ValueError(f"the chunks that learn must lie among 0..{len(self.last_steps) - 1}, got {self.learns}")
 
 
-def draw_plan(*, chunks: int, window: int, steps: int, generator: torch.Generator) -> RolloutPlan:
+def draw_plan(
+    *, chunks: int, window: int, steps: int, generator: torch.Generator, whole: bool = False, depth: int = 1
+) -> RolloutPlan:
     """A plan for a random window of ``window`` chunks out of a video of ``chunks``.
 
     Chunks before the window are made with all their steps, as a stream makes them; chunks after it are not made.
+
+    Args:
+        whole: the chunks of the window are made with all their steps, too.
+        depth: how many of a chunk's steps have a gradient, the last of them first.
 
     Raises:
         ValueError: the window is longer than the video, or empty.
@@ -50,9 +60,10 @@ def draw_plan(*, chunks: int, window: int, steps: int, generator: torch.Generato
     start = _drawn(chunks - window + 1, generator)
     before = (steps - 1,) * start
     return RolloutPlan(
-        last_steps=before + tuple(_drawn(steps, generator) for _ in range(window)),
+        last_steps=before + tuple(steps - 1 if whole else _drawn(steps, generator) for _ in range(window)),
         learns=range(start, start + window),
         seed=_drawn(2**62, generator),
+        depth=depth,
     )
 
 
@@ -99,9 +110,10 @@ def _truncated(sampler: SamplerFn, plan: RolloutPlan) -> SamplerFn:
     def sample(velocity_fn: VelocityFn, noise: Tensor, times: Tensor, generator: torch.Generator | None) -> Tensor:
         chunk, last = next(chunks)
         learns = torch.is_grad_enabled() and chunk in plan.learns
+        first = times[max(0, last + 1 - plan.depth)]
 
         def velocity(x_t: Tensor, t: Tensor) -> Tensor:
-            with torch.set_grad_enabled(learns and bool(t <= times[last])):
+            with torch.set_grad_enabled(learns and bool(t <= first)):
                 return velocity_fn(x_t, t)
 
         return sampler(velocity, noise, torch.cat([times[: last + 1], times[-1:]]), generator)

@@ -27,10 +27,12 @@ class RehearsalConfig:
     )
     sampler: SamplerName = "euler"
     through_memory: bool = False  # let gradients flow from a chunk to those before it
+    whole: bool = False  # end every chunk as a stream does, not at a step drawn at random
+    depth: int = 1  # how many of a chunk's steps have a gradient, the last of them first; memory grows with it
     micro_batch: int = 4  # rollouts that are made together and share the last step of each chunk
 
     def __post_init__(self) -> None:
-        require_positive(self, "micro_batch")
+        require_positive(self, "micro_batch", "depth")
         require_one_of(self.sampler, get_args(SamplerName), "sampler")
 
 
@@ -82,6 +84,8 @@ class Rehearsal:
                     window=self.window,
                     steps=self.student.config.sampling.steps,
                     generator=generator,
+                    whole=self.config.whole,
+                    depth=self.config.depth,
                 ),
                 prompts=prompts[rows],
                 teacher_BFCHW=None if teacher is None else teacher[rows],
