@@ -67,9 +67,9 @@ def many(config: Methods) -> Methods:
     return replace(config, prompts_per_update=16)
 
 
-def whole(config: Methods) -> Methods:
-    """Chunks that end as a stream's do, with a gradient through all of their steps."""
-    rehearsal = RehearsalConfig(whole=True, depth=4, micro_batch=8)
+def ending(config: Methods, **changes: Any) -> Methods:
+    """Learning rollouts whose chunks end otherwise."""
+    rehearsal = RehearsalConfig(micro_batch=8, **changes)
     return replace(config, gan=replace(config.gan, rehearsal=rehearsal), dmd=replace(config.dmd, rehearsal=rehearsal))
 
 
@@ -80,9 +80,11 @@ VARIANTS: dict[str, Variant] = {
     "afd": ("afd", lambda m: m, advantages),
     "gan": ("gan", many, advantages),
     "gan, anchored": ("gan", lambda m: replace(many(m), gan=replace(m.gan, anchor=1.0)), advantages),
-    "gan, whole chunks": ("gan", lambda m: whole(many(m)), advantages),
+    "gan, one last step": ("gan", lambda m: ending(many(m), ends="shared"), advantages),
+    "gan, whole chunks": ("gan", lambda m: ending(many(m), ends="final", depth=4), advantages),
     "dmd": ("dmd", many, advantages),
-    "dmd, whole chunks": ("dmd", lambda m: whole(many(m)), advantages),
+    "dmd, one last step": ("dmd", lambda m: ending(many(m), ends="shared"), advantages),
+    "dmd, whole chunks": ("dmd", lambda m: ending(many(m), ends="final", depth=4), advantages),
     "reward-weighted": ("reward-weighted", lambda m: m, advantages),
     "afd, shuffled rewards": ("afd", lambda m: m, shuffled),
     "afd, rewards 1/2": ("afd", lambda m: m, constant),
@@ -108,6 +110,7 @@ VARIANTS: dict[str, Variant] = {
     "afd, no replay": ("afd", lambda m: with_afd(m, adversary={"replay": 0}), advantages),
     "afd, first chunk too": ("afd", lambda m: with_afd(m, spare_first_chunk=False), advantages),
     "afd, first chunk spared": ("afd", lambda m: with_afd(m, spare_first_chunk=True), advantages),
+    "afd, own normaliser": ("afd", lambda m: with_afd(m, normaliser="own"), advantages),
     "afd, not self-normalised": ("afd", lambda m: with_afd(m, self_normalise=False), advantages),
     "afd, min-max": ("afd", lambda m: with_afd(m, reward_map="min_max"), advantages),
     "afd, noisy context": ("afd", lambda m: with_afd(m, context="noisy"), advantages),

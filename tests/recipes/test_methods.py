@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from streamstill.recipes.methods import METHODS, Method, Methods, build_method, score_of, teach, turns_worth
+from streamstill.student.student import Student
 from streamstill.testing import tiny_student
 from streamstill.training.discriminators.motion import MotionDiscriminator
+from streamstill.training.lora import Lora
 from streamstill.training.objectives.adversary import AdversaryConfig
 from streamstill.training.objectives.score import StudentScore
 from streamstill.training.objectives.self_forcing import SelfForcing
@@ -93,6 +95,24 @@ def test_to_teach_is_what_the_trainer_does_with_the_average_in_the_end(tmp_path:
     average.copy_to(method.averaged)
     assert torch.equal(weights(one), weights(other))
     assert seconds > 0
+
+
+def test_turns_in_which_the_student_rests_are_not_taken_for_the_price() -> None:
+    student, clips = tiny_student(), examples()
+    config = replace(TINY, gan=replace(TINY.gan, warmup_turns=30))
+    method = build_method("gan", student, MotionDiscriminator(16), clips, config, seed=0)
+    before = weights(student.network)
+    turns_worth(1.0, method)
+    assert not torch.equal(weights(student.network), before)  # it was among those that were timed
+
+
+def test_adapters_are_part_of_the_weights_after_teaching(tmp_path: Path) -> None:
+    student, clips = tiny_student(), examples()
+    config = replace(TINY, afd=replace(TINY.afd, lora=Lora(rank=2)))
+    teach(build_method("afd", student, MotionDiscriminator(16), clips, config, seed=0), 1, seed=0)
+    student.save_pretrained(tmp_path / "student")
+    again = Student.from_pretrained(tmp_path / "student")
+    assert torch.equal(weights(again.network), weights(student.network))
 
 
 def test_twice_the_time_pays_for_twice_the_turns() -> None:

@@ -157,10 +157,17 @@ def test_plans_draw_every_step_and_every_window_and_only_these() -> None:
     assert len({one.seed for one in plans}) == 300
 
 
-def test_whole_chunks_take_every_step() -> None:
-    drawn = draw_plan(chunks=5, window=2, steps=3, generator=dice(), whole=True, depth=2)
+def test_final_chunks_take_every_step() -> None:
+    drawn = draw_plan(chunks=5, window=2, steps=3, generator=dice(), ends="final", depth=2)
     assert drawn.last_steps == (2,) * len(drawn.last_steps)
     assert (len(drawn.learns), drawn.depth) == (2, 2)
+
+
+def test_a_shared_last_step_is_that_of_every_chunk_of_the_window() -> None:
+    generator = dice()
+    plans = [draw_plan(chunks=3, window=3, steps=3, generator=generator, ends="shared") for _ in range(60)]
+    assert {len(set(one.last_steps)) for one in plans} == {1}
+    assert {one.last_steps[0] for one in plans} == {0, 1, 2}
 
 
 def test_a_plan_repeats_itself() -> None:

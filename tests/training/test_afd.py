@@ -222,13 +222,56 @@ def test_the_students_loss_is_equations_4_and_5_given_the_rollouts_own_past(prio
         if prior or which != "start"
     }
     estimates = (x_t - t * velocity["student"], x_t - t * velocity["old"], clean)
-    error_B = negative_aware_error(*estimates, verdict.worth_BC[:, 0], beta=0.5, self_normalise=False)
+    error_B = negative_aware_error(*estimates, verdict.worth_BC[:, 0], beta=0.5)
     expected = error_B.mean()
     if prior:
         expected = expected + prior * (velocity["student"] - velocity["start"]).square().mean()
     loss = objective.loss("student", verdict)
     torch.testing.assert_close(loss.value, expected, rtol=1e-4, atol=1e-6)
     assert ("drift_from_start" in loss.metrics) is (prior > 0)
+
+
+@torch.no_grad()
+def test_normalised_each_chunk_counts_by_its_own_size_whatever_the_rewards_columns() -> None:
+    objective = afd(beta=0.5, self_normalise=True)
+    disturb(objective.student.network, seed=5)
+    verdict = verdicts(objective, objective.begin(group(), 0, dice()))[0]
+    t = verdict.t_BK.repeat_interleave(2, dim=1)[..., None, None, None]
+    clean = verdict.rollouts_BFCHW
+    x_t = (1 - t) * clean + t * verdict.noise_BFCHW
+    new, old = (x_t - t * streamed(objective, which, x_t, verdict) for which in ("student", "old"))
+    errors = []
+    for frames in (slice(0, 2), slice(2, 4)):
+        sides = (new[:, frames], old[:, frames], clean[:, frames])
+        errors.append(negative_aware_error(*sides, verdict.worth_BC[:, 0], beta=0.5, normaliser="lagged"))
+    assert verdict.t_BK[:, 0].ne(verdict.t_BK[:, 1]).any()
+    torch.testing.assert_close(
+        objective.loss("student", verdict).value, torch.stack(errors).mean(), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_the_spread_of_the_scores_is_told_as_it_is_before_it_is_divided_out() -> None:
+    spread = {}
+    for name, judge in (("bright", Brightness(0.1)), ("indifferent", Indifferent())):
+        objective = afd(judge)
+        turn = objective.begin(group(), 0, dice())
+        objective.micro_batches("student", turn, dice(1))
+        spread[name] = objective.end(turn, 0)["score_spread"]
+    assert spread["indifferent"] == 0
+    assert spread["bright"] > 1e-4
+
+
+def test_the_judges_average_rests_when_the_discriminator_is_frozen() -> None:
+    objective = afd(freeze_after=1, adversary=replace(ADVERSARY, ema_decay=0.9))
+    moved = []
+    for step in range(3):
+        before = weights(objective.adversary.judge)
+        with torch.no_grad():
+            for parameter in objective.adversary.discriminator.parameters():
+                parameter.add_(0.1)
+        objective.end(objective.begin(group(), step, dice()), step)
+        moved.append(not torch.equal(weights(objective.adversary.judge), before))
+    assert moved == [True, False, False]
 
 
 def test_the_students_turn_gives_gradients_to_its_network_alone() -> None:

@@ -56,7 +56,7 @@ def test_each_chunk_goes_its_own_way() -> None:
     """At the old estimate: -2 (2r - 1) (target - old) per dimension, with every chunk's own reward."""
     old, target = normal(3, CHUNKS, 6), normal(3, CHUNKS, 6, seed=1)
     new, reward_BK = old.clone().requires_grad_(), torch.tensor([[1.0, 0.5], [0.0, 0.7], [0.5, 0.0]]).double()
-    error_BK = negative_aware_error(new, old, target, reward_BK, beta=0.3, self_normalise=False)
+    error_BK = negative_aware_error(new, old, target, reward_BK, beta=0.3)
     (slope,) = torch.autograd.grad(error_BK.sum(), new)
     torch.testing.assert_close(slope, -2 * (2 * reward_BK - 1)[..., None] * (target - old) / 6)
 
@@ -66,7 +66,7 @@ def test_equal_rewards_of_all_chunks_are_the_reward_of_the_rollout(beta: float) 
     new, old, target = (normal(3, CHUNKS, 6, seed=seed) for seed in range(3))
     reward_B = torch.rand(3, generator=dice(4), dtype=torch.float64)
     whole_B, by_chunk_BK = (
-        negative_aware_error(new, old, target, reward, beta=beta, self_normalise=False)
+        negative_aware_error(new, old, target, reward, beta=beta)
         for reward in (reward_B, reward_B[:, None].expand(-1, CHUNKS))
     )
     torch.testing.assert_close(by_chunk_BK.mean(1), whole_B)

@@ -153,7 +153,6 @@ def test_the_loss_is_that_of_three_ordinary_networks_and_teaches_the_student_alo
         clean,
         verdict.worth_BC[:, 0],
         beta=0.5,
-        self_normalise=False,
     )
     drift = (velocity["student"] - velocity["start"]).square().mean()
     loss = objective.loss("student", verdict).value

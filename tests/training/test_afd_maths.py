@@ -18,28 +18,28 @@ def reward_of(score_PK: Tensor) -> Tensor:
     return rewards(advantages(score_PK), clip=5.0, slope=0.1)
 
 
-def gradient(reward: float, *, beta: float, self_normalise: bool = False, step: float = 0.0) -> tuple[Tensor, Tensor]:
+def gradient(reward: float, *, beta: float, normaliser: str | None = None, step: float = 0.0) -> tuple[Tensor, Tensor]:
     """The gradient at ``old + step * (target - old)``, and the way from old to the target."""
     old, target = normal(*SHAPE), normal(*SHAPE, seed=1)
     new = (old + step * (target - old)).requires_grad_()
     reward_B = torch.full(SHAPE[:1], reward, dtype=torch.float64)
-    error_B = negative_aware_error(new, old, target, reward_B, beta=beta, self_normalise=self_normalise)
+    error_B = negative_aware_error(new, old, target, reward_B, beta=beta, normaliser=normaliser)
     (result,) = torch.autograd.grad(error_B.sum(), new)
     return result, target - old
 
 
-@pytest.mark.parametrize("self_normalise", [False, True])
+@pytest.mark.parametrize("normaliser", [None, "lagged", "own"])
 @pytest.mark.parametrize("beta", [0.25, 1.0, 2.0])
-def test_reward_one_half_gives_exactly_no_gradient_at_the_old_estimate(beta: float, self_normalise: bool) -> None:
-    result, _ = gradient(0.5, beta=beta, self_normalise=self_normalise)
+def test_reward_one_half_gives_exactly_no_gradient_at_the_old_estimate(beta: float, normaliser: str | None) -> None:
+    result, _ = gradient(0.5, beta=beta, normaliser=normaliser)
     assert result.abs().max() < 1e-15
 
 
-@pytest.mark.parametrize("self_normalise", [False, True])
+@pytest.mark.parametrize("normaliser", [None, "lagged", "own"])
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 @pytest.mark.parametrize(("reward", "direction"), [(1.0, 1), (0.7, 1), (0.3, -1), (0.0, -1)])
-def test_the_reward_decides_the_direction(reward: float, direction: int, beta: float, self_normalise: bool) -> None:
-    result, way = gradient(reward, beta=beta, self_normalise=self_normalise)
+def test_the_reward_decides_the_direction(reward: float, direction: int, beta: float, normaliser: str | None) -> None:
+    result, way = gradient(reward, beta=beta, normaliser=normaliser)
     steps_B = -(result * way).sum(dim=1)
     assert (torch.sign(steps_B) == direction).all()
 
@@ -62,7 +62,7 @@ def test_the_minimiser_is_the_closed_form(beta: float) -> None:
 
     def loss(v: Tensor) -> Tensor:
         each = v.expand(samples, width), old.expand(samples, width)
-        return negative_aware_error(*each, target, reward_B, beta=beta, self_normalise=False).mean()
+        return negative_aware_error(*each, target, reward_B, beta=beta).mean()
 
     at = closed.clone().requires_grad_()
     (slope,) = torch.autograd.grad(loss(at), at)
@@ -85,26 +85,56 @@ def test_clean_estimates_weigh_the_velocity_errors_by_the_square_of_the_time() -
     t_B, reward_B = torch.rand(2, SHAPE[0], generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 
     def error_B(new: Tensor, before: Tensor, target: Tensor) -> Tensor:
-        return negative_aware_error(new, before, target, reward_B, beta=0.4, self_normalise=False)
+        return negative_aware_error(new, before, target, reward_B, beta=0.4)
 
     clean, clean_old, clean_target = (clean_from_velocity(x_t, velocity, t_B) for velocity in (v, old, target_v))
     torch.testing.assert_close(error_B(clean, clean_old, clean_target), t_B.square() * error_B(v, old, target_v))
 
 
-def test_self_normalisation_divides_each_error_by_its_own_size_without_a_gradient_through_it() -> None:
+def test_each_side_may_be_divided_by_its_own_size_without_a_gradient_through_it() -> None:
     new, old, target = normal(*SHAPE).requires_grad_(), normal(*SHAPE, seed=1), normal(*SHAPE, seed=2)
     good_B = torch.ones(SHAPE[0], dtype=torch.float64)
-    plain_B = negative_aware_error(new, old, target, good_B, beta=1.0, self_normalise=False)
-    normal_B = negative_aware_error(new, old, target, good_B, beta=1.0, self_normalise=True)
+    plain_B = negative_aware_error(new, old, target, good_B, beta=1.0)
+    normal_B = negative_aware_error(new, old, target, good_B, beta=1.0, normaliser="own")
     size_B = (new - target).detach().abs().mean(1)
     torch.testing.assert_close(normal_B, plain_B / size_B)
     slopes = [torch.autograd.grad(error.sum(), new)[0] for error in (plain_B, normal_B)]
     torch.testing.assert_close(slopes[1], slopes[0] / size_B[:, None])
 
 
-def test_a_perfect_estimate_is_not_divided_by_zero() -> None:
+def test_the_lagged_estimates_size_divides_both_sides_alike() -> None:
+    new, old, target = normal(*SHAPE), normal(*SHAPE, seed=1), normal(*SHAPE, seed=2)
+    reward_B = torch.linspace(0, 1, SHAPE[0], dtype=torch.float64)
+    plain_B, normal_B = (
+        negative_aware_error(new, old, target, reward_B, beta=0.7, normaliser=how) for how in (None, "lagged")
+    )
+    torch.testing.assert_close(normal_B, plain_B / (old - target).abs().mean(1))
+
+
+def descended(reward: float, normaliser: str | None) -> float:
+    """Where gradient descent ends, in units of the way from old to the target."""
+    old, target = torch.zeros(1, 8, dtype=torch.float64), normal(1, 8)
+    new, reward_B = old.clone().requires_grad_(), torch.tensor([reward], dtype=torch.float64)
+    optimiser = torch.optim.SGD([new], lr=0.2)
+    for _ in range(400):
+        optimiser.zero_grad()
+        negative_aware_error(new, old, target, reward_B, beta=1.0, normaliser=normaliser).sum().backward()
+        optimiser.step()
+    return float((new.detach() / target).mean())
+
+
+@pytest.mark.parametrize("reward", [0.55, 0.75, 0.4])
+def test_only_what_divides_both_sides_alike_leaves_the_least_where_it_is(reward: float) -> None:
+    """With each side's own size nothing holds the estimate back, however small the reward."""
+    assert descended(reward, None) == pytest.approx(2 * reward - 1, abs=1e-3)
+    assert descended(reward, "lagged") == pytest.approx(2 * reward - 1, abs=1e-3)
+    assert abs(descended(reward, "own")) > 0.8
+
+
+@pytest.mark.parametrize("normaliser", ["lagged", "own"])
+def test_a_perfect_estimate_is_not_divided_by_zero(normaliser: str) -> None:
     here, reward_B = normal(*SHAPE), torch.ones(SHAPE[0], dtype=torch.float64)
-    assert negative_aware_error(here, here, here, reward_B, beta=1.0, self_normalise=True).abs().max() == 0
+    assert negative_aware_error(here, here, here, reward_B, beta=1.0, normaliser=normaliser).abs().max() == 0
 
 
 def test_a_constant_per_prompt_changes_no_advantage() -> None:

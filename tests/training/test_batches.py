@@ -111,6 +111,15 @@ def test_every_prompt_and_every_answer_gets_its_turn() -> None:
     assert len({clip.sum().item() for group in seen for clip in group.latents_PMFCHW[0]}) == 12
 
 
+def test_no_prompt_comes_again_before_the_others_came() -> None:
+    given = Examples(torch.zeros(70, 1, 1, 1, 1), tuple(f"prompt {number}" for number in range(70)))
+    groups = prompt_batches(given, prompts=16, answers=1, seed=0)
+    for epoch in range(3):
+        asked = [prompt for step in range(4) for prompt in groups(4 * epoch + step).prompts]
+        assert len(set(asked)) == 64
+    assert len({prompt for step in range(24) for prompt in groups(step).prompts}) == 70
+
+
 def test_a_group_is_a_function_of_the_step_alone() -> None:
     one, other = (prompt_batches(examples(), prompts=2, answers=2, seed=3) for _ in range(2))
     one(0)

@@ -122,7 +122,7 @@ def test_rollouts_that_do_not_suit_the_student_are_refused(frames: int) -> None:
 
 
 def test_whole_chunks_are_what_the_student_streams() -> None:
-    made = rehearsal(whole=True, depth=2)
+    made = rehearsal(ends="final", depth=2)
     (take,) = made.takes(group(), 2, dice())
     assert set(take.plan.last_steps) == {made.student.config.sampling.steps - 1}
     assert take.plan.depth == 2
@@ -148,6 +148,8 @@ def test_configs_are_checked() -> None:
         RehearsalConfig(micro_batch=0)
     with pytest.raises(ValueError, match=r"unknown sampler 'eular'.*did you mean 'euler'"):
         RehearsalConfig(sampler="eular")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"unknown end of chunks 'finale'.*did you mean 'final'"):
+        RehearsalConfig(ends="finale")  # type: ignore[arg-type]
 
 
 def test_the_dice_of_a_take_begin_again_each_time() -> None:

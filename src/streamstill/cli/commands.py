@@ -111,6 +111,8 @@ def train_student(
     tracker = TensorBoardTracker(out / "tensorboard") if track else None
     pupil = Student.from_pretrained(config.student).to(device_to_train_on(device, console))
     inputs = {"cache": Place.of(cache).uri, "student_weights": pupil.fingerprint}
+    if config.score:
+        inputs["score_weights"] = Student.from_pretrained(config.score).fingerprint
     method, batches, settings = taught(config, pupil, cache)
     run = RunFolder.open(out, recipe="train", config=config, inputs=inputs, longer="steps")
     if resting := resting_steps(config):

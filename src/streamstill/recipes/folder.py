@@ -118,7 +118,7 @@ def _fresh_student(config: Folder) -> Student:
 
 
 def _afd(student: Student, examples: Examples, config: Folder, folder: Path, console: Console) -> None:
-    discriminator = build_discriminator(MotionConfig(), codec=student.codec, seed=config.seed)
+    discriminator = build_discriminator(MotionConfig(), codec=student.codec, seed=config.seed, words=student.words)
     objective = AdversarialFlowDistillation(student, discriminator, config.afd)
     settings = TrainerConfig(steps=config.afd_updates, seed=config.seed + 1, checkpoint_every=1)
     groups = prompt_batches(examples, prompts=len(set(examples.prompts)), answers=2, seed=config.seed)

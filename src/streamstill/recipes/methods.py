@@ -27,6 +27,7 @@ from streamstill.training.trainer import Trainer, TrainerConfig
 METHODS = ("sft", "afd", "gan", "dmd", "reward-weighted")
 FEW = AdversaryConfig(rollouts_per_prompt=4)
 TRIED = 4  # turns, from which the price of a turn is known
+LONGEST_WARMUP = 10_000  # turns among which one is looked for in which everybody moves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,17 +126,26 @@ def teach(method: Method, turns: int, *, seed: int, player: str = "student") -> 
     for step in range(turns):
         trainer.turn(step)
     averaged(trainer, player, method.averaged)
+    if isinstance(method.objective, AdversarialFlowDistillation):
+        method.objective.policies.merged()
     return time.process_time() - begun
 
 
 def turns_worth(seconds: float, trial: Method) -> int:
     """How many turns so much processor time pays for, by the price of a few; the method that is tried is used up."""
     trainer = Trainer(trial.objective, trial.batches, TrainerConfig(steps=100), Path())
-    trainer.turn(0)
+    first = _first_full_turn(trial.objective)
+    trainer.turn(first)
     begun = time.process_time()
-    for step in range(1, 1 + TRIED):
+    for step in range(first + 1, first + 1 + TRIED):
         trainer.turn(step)
     return max(1, round(seconds * TRIED / (time.process_time() - begun)))
+
+
+def _first_full_turn(objective: Objective[Any, Any, Any]) -> int:
+    """The first turn in which nobody rests who moves at all."""
+    tried = range(LONGEST_WARMUP)
+    return next((turn for turn in tried if all(player.moves(turn) for player in objective.players)), 0)
 
 
 def _groups(examples: ExampleRows, config: Methods, seed: int) -> Callable[[int], PromptGroup]:

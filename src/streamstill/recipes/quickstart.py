@@ -33,6 +33,7 @@ from streamstill.training.trainer import TrainerConfig
 from streamstill.types import Clip, ClipRequest, Geometry
 from streamstill.worlds import World
 
+HELD_OUT, WATCHED = 10_000, 20_000  # first seeds; taught clips have those below
 SHOWN = 4  # clips in before_after.mp4
 SEEN = AdversaryConfig(  # of the clips: the track of the moving body, which blur and contrast hardly change
     optim=OptimConfig(lr=3e-3, weight_decay=0.01),
@@ -94,6 +95,11 @@ class Quickstart:
         require_positive(self, *counts)
         if self.clips < self.clips_per_prompt:
             raise ValueError(f"clips must be at least clips_per_prompt={self.clips_per_prompt}, got {self.clips}")
+        if max(self.clips, self.held_out_clips) > HELD_OUT:
+            raise ValueError(
+                f"clips and held_out_clips must be at most {HELD_OUT}, got {self.clips} and {self.held_out_clips}: "
+                "those beyond could be asked twice, to teach and to judge"
+            )
 
 
 def shipped_base() -> Student:
@@ -148,7 +154,7 @@ def warm_up(config: Quickstart, base: Student, run: RunFolder, console: Console)
     clips = encode_clips(((request.prompt, clip) for request, clip in pairs), base.codec, device=base.device)
     examples, others = clips[: -config.watched_prompts], clips[-config.watched_prompts :]
     group = PromptGroup(others.latents_BFCHW[:, None], others.prompts)
-    discriminator = build_discriminator(config.discriminator, codec=base.codec, seed=config.seed)
+    discriminator = build_discriminator(config.discriminator, codec=base.codec, seed=config.seed, words=base.words)
     warmed = Warmed(base.resized(config.geometry), discriminator, examples, group)
     with run.stage("warm") as folder:
         console.rule("warm: flow matching on the teacher's clips, the discriminator learns", align="left")
@@ -184,16 +190,15 @@ def held_out(config: Quickstart) -> list[ClipRequest]:
     """Wordings that the student was not taught on, with seeds that the teacher was not asked."""
     most = min(config.held_out_clips, 256)
     chosen = _other_prompts(config, {request.prompt for request in taught(config)}, most, seed=config.seed + 1)
-    return [
-        ClipRequest.of(config.geometry, prompt=chosen[i % most], seed=10_000 + i) for i in range(config.held_out_clips)
-    ]
+    asked = (chosen[i % most] for i in range(config.held_out_clips))
+    return [ClipRequest.of(config.geometry, prompt=p, seed=HELD_OUT + i) for i, p in enumerate(asked)]
 
 
 def watched(config: Quickstart) -> list[ClipRequest]:
     """Wordings that the student is neither taught nor judged on, one clip each."""
     taken = {request.prompt for request in (*taught(config), *held_out(config))}
     chosen = _other_prompts(config, taken, config.watched_prompts, seed=config.seed + 2)
-    return [ClipRequest.of(config.geometry, prompt=p, seed=20_000 + i) for i, p in enumerate(chosen)]
+    return [ClipRequest.of(config.geometry, prompt=p, seed=WATCHED + i) for i, p in enumerate(chosen)]
 
 
 def _other_prompts(config: Quickstart, taken: set[str], count: int, *, seed: int) -> list[str]:

@@ -78,7 +78,9 @@ def taught(
     examples = cached_examples(cache, student, teacher=config.teacher)
     every = 100 if name == "sft" else 1
     settings = TrainerConfig(steps=config.steps, seed=config.seed, checkpoint_every=every, autocast=config.autocast)
-    discriminator = build_discriminator(config.discriminator, codec=student.codec, seed=config.seed)
+    discriminator = build_discriminator(
+        config.discriminator, codec=student.codec, seed=config.seed, words=student.words
+    )
     real = _real_score(config, student) if name == "dmd" else None
     method = build_method(name, student, discriminator, examples, _numbers(config), seed=config.seed, real=real)
     return method.objective, method.batches, settings

@@ -1,12 +1,13 @@
 """A rollout that learns: in every chunk one denoising step, drawn at random, is the last, and it alone has a gradient.
 
-This is self-forcing's stochastic truncation (Huang et al. 2025, arXiv 2506.08009); which chunks learn is ours. A plan
-may also end every chunk as a stream does, and let several of its last steps learn.
+This is self-forcing's stochastic truncation (Huang et al. 2025, arXiv 2506.08009). Its published loop can draw one last
+step for all chunks of a rollout, or one for each; both are here, and the last of all steps, where a stream ends. How
+many steps of a chunk learn, and which chunks, is ours.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from streamstill.flow.times import Sampling
 from streamstill.streaming.model import StreamingModel
 from streamstill.streaming.rollout import SamplerFn, rollout
 
+Ends: TypeAlias = Literal["each", "shared", "final"]
 StateT = TypeVar("StateT")
 
 
@@ -42,14 +44,15 @@ class RolloutPlan:
 
 
 def draw_plan(
-    *, chunks: int, window: int, steps: int, generator: torch.Generator, whole: bool = False, depth: int = 1
+    *, chunks: int, window: int, steps: int, generator: torch.Generator, ends: Ends = "each", depth: int = 1
 ) -> RolloutPlan:
     """A plan for a random window of ``window`` chunks out of a video of ``chunks``.
 
     Chunks before the window are made with all their steps, as a stream makes them; chunks after it are not made.
 
     Args:
-        whole: the chunks of the window are made with all their steps, too.
+        ends: at which step the chunks of the window end: ``each`` at one of its own, all at a ``shared`` one, or at the
+            ``final`` one, as a stream does.
         depth: how many of a chunk's steps have a gradient, the last of them first.
 
     Raises:
@@ -59,8 +62,9 @@ def draw_plan(
         raise ValueError(f"a window of {window} chunks does not fit into {chunks}; it needs 1 to {chunks}")
     start = _drawn(chunks - window + 1, generator)
     before = (steps - 1,) * start
+    drawn = [steps - 1 if ends == "final" else _drawn(steps, generator) for _ in range(window if ends == "each" else 1)]
     return RolloutPlan(
-        last_steps=before + tuple(steps - 1 if whole else _drawn(steps, generator) for _ in range(window)),
+        last_steps=before + (tuple(drawn) if ends == "each" else tuple(drawn) * window),
         learns=range(start, start + window),
         seed=_drawn(2**62, generator),
         depth=depth,

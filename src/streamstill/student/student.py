@@ -77,6 +77,11 @@ class Student(nn.Module):
         """Latent frames, C, H, W of the clips the student was made for."""
         return clip_latents(self.codec, self.config.geometry)
 
+    @property
+    def words(self) -> int:
+        """How many words of a prompt can count; those beyond are cut off."""
+        return self.config.text.tokens
+
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """``text_BLD`` of the prompts, on the student's device."""
         return self.text.encode(prompts)

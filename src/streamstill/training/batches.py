@@ -159,6 +159,8 @@ def fresh_batches(
 def prompt_batches(examples: ExampleRows, *, prompts: int, answers: int, seed: int) -> Callable[[int], PromptGroup]:
     """Groups of prompts, each with ``answers`` of the teacher's clips for it (drawn again where it has fewer).
 
+    No prompt comes again before all others came, but for those that do not fill a group.
+
     Raises:
         ValueError: there are fewer distinct prompts than a group needs.
     """
@@ -173,9 +175,13 @@ def prompt_batches(examples: ExampleRows, *, prompts: int, answers: int, seed: i
             "collect clips for more prompts or lower prompts_per_update"
         )
 
+    whole = len(names) // prompts * prompts
+    turns = turns_of(len(names), batch=len(names), seed=seed)
+
     def group_at(step: int) -> PromptGroup:
         dice = np.random.default_rng([seed, step])
-        chosen = [names[i] for i in dice.permutation(len(names))[:prompts]]
+        epoch, place = divmod(step * prompts, whole)
+        chosen = [names[i] for i in turns(epoch)[place : place + prompts]]
         rows = [
             [rows_of[name][i % len(rows_of[name])] for i in dice.permutation(max(answers, len(rows_of[name])))]
             for name in chosen

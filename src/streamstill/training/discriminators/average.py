@@ -3,11 +3,13 @@
 from copy import deepcopy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Average(nn.Module):
     """The average of the weights that learn; frozen ones are shared with the discriminator, and not saved twice."""
+
+    turns: Tensor  # in which it followed
 
     def __init__(self, discriminator: nn.Module, decay: float) -> None:
         super().__init__()
@@ -20,6 +22,7 @@ class Average(nn.Module):
                 parameter.requires_grad_(False)
                 shared = nn.Parameter(parameter.detach(), requires_grad=False)  # the judge's own memory
                 self.register_parameter(name.replace(".", "/"), shared)
+        self.register_buffer("turns", torch.zeros((), dtype=torch.int64))
         self._judge = (judge,)  # in a tuple, so that torch does not count its weights again
 
     @property
@@ -28,9 +31,11 @@ class Average(nn.Module):
         return self._judge[0]
 
     @torch.no_grad()
-    def follow(self, discriminator: nn.Module, turn: int) -> None:
-        """Move towards the discriminator; the n-th turn (from 0) keeps ``min(decay, (1 + n) / (10 + n))``."""
+    def follow(self, discriminator: nn.Module) -> None:
+        """Move towards the discriminator; the n-th call (from 0) keeps ``min(decay, (1 + n) / (10 + n))``."""
+        turn = int(self.turns)
         kept = min(self.decay, (1 + turn) / (10 + turn))
+        self.turns += 1
         averages = dict(self.named_parameters())
         for name, parameter in discriminator.named_parameters():
             average = averages.get(name.replace(".", "/"))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from streamstill.config import require_positive
 from streamstill.training.discriminators.discriminator import require_clips
-from streamstill.training.discriminators.head import PromptHead
+from streamstill.training.discriminators.head import WORDS, PromptHead
 
 KERNEL = 3
 EMPTY = 1e-5  # mass of every pixel, so that a picture in which nothing moves has its centre in the middle
@@ -42,12 +42,14 @@ class CentroidDiscriminator(nn.Module):
 
     sees: Literal["pixels"] = "pixels"
 
-    def __init__(self, features: int = 32, *, threshold: float = 0.15, in_channels: int = 3) -> None:
+    def __init__(
+        self, features: int = 32, *, threshold: float = 0.15, in_channels: int = 3, words: int = WORDS
+    ) -> None:
         super().__init__()
         self.in_channels, self.threshold = in_channels, threshold
         seen = 2 * 2 * (1 + 2 * len(SPANS))  # x and y, as they are and squared; place, and changes over each span
         self.motion = nn.ModuleList([nn.Conv1d(seen, features, KERNEL), nn.Conv1d(features, features, KERNEL)])
-        self.head = PromptHead(features, 32)
+        self.head = PromptHead(features, 32, words=words)
 
     def forward(self, clips_BFCHW: Tensor, prompts: Sequence[str]) -> Tensor:
         """``score_B``: the mean over the clip's frames, each judged with its past."""

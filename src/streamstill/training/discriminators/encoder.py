@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from streamstill.codec.pretrained import library
 from streamstill.config import require_positive
 from streamstill.training.discriminators.discriminator import Sees, require_clips
-from streamstill.training.discriminators.head import PromptHead
+from streamstill.training.discriminators.head import WORDS, PromptHead
 from streamstill.training.discriminators.pretrained import IMAGENET, evenly, model_type, normalised, resized
 
 EXTRA = "encoders"
@@ -48,7 +48,7 @@ class EncoderDiscriminator(nn.Module):
     in_channels = 3
     sees: Sees = "pixels"
 
-    def __init__(self, model: nn.Module, *, train_blocks: int = 0, width: int = 64) -> None:
+    def __init__(self, model: nn.Module, *, train_blocks: int = 0, width: int = 64, words: int = WORDS) -> None:
         super().__init__()
         config: Any = model.config
         self.frames, self.side = _size(config)
@@ -57,11 +57,11 @@ class EncoderDiscriminator(nn.Module):
         for part in self._learning:
             part.requires_grad_(True)
         self.project = nn.Sequential(nn.LayerNorm(config.hidden_size), nn.Linear(config.hidden_size, width), nn.SiLU())
-        self.head = PromptHead(2 * width, width)
+        self.head = PromptHead(2 * width, width, words=words)
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo: str | Path, *, train_blocks: int = 0, width: int = 64
+        cls, path_or_repo: str | Path, *, train_blocks: int = 0, width: int = 64, words: int = WORDS
     ) -> "EncoderDiscriminator":
         """With the weights of a folder or a repository; the head is fresh.
 
@@ -72,7 +72,7 @@ class EncoderDiscriminator(nn.Module):
         """
         kind = model_type(path_or_repo, sorted(CLASSES), extra=EXTRA)
         made = getattr(library("transformers", EXTRA), CLASSES[kind])
-        return cls(made.from_pretrained(str(path_or_repo)), train_blocks=train_blocks, width=width)
+        return cls(made.from_pretrained(str(path_or_repo)), train_blocks=train_blocks, width=width, words=words)
 
     def train(self, mode: bool = True) -> "EncoderDiscriminator":
         """Training mode for what learns."""

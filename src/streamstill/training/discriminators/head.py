@@ -7,17 +7,22 @@ from torch import Tensor, nn
 
 from streamstill.codec.text import WordEncoder, WordEncoderConfig
 
+WORDS = WordEncoderConfig.tokens  # of a prompt, where nobody says how many are read
+
 
 class PromptHead(nn.Module):
     """The score is a projection: ``w . f(clip) + e(prompt) . f(clip)``, so it asks whether the clip fits its prompt.
 
     It is computed in the head's own precision, also within autocast: scores of a prompt may differ by little beside the
     constant that they share, and that is all that counts.
+
+    Args:
+        words: of a prompt that are read; those beyond are cut off.
     """
 
-    def __init__(self, features: int, text_width: int) -> None:
+    def __init__(self, features: int, text_width: int, *, words: int = WORDS) -> None:
         super().__init__()
-        self.text = WordEncoder(WordEncoderConfig(width=text_width))
+        self.text = WordEncoder(WordEncoderConfig(width=text_width, tokens=words))
         self.prompt = nn.Linear(text_width, features)
         self.score = nn.Linear(features, 1)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamstill.training.discriminators.discriminator import Sees, require_clips, require_whole_chunks
-from streamstill.training.discriminators.head import PromptHead
+from streamstill.training.discriminators.head import WORDS, PromptHead
 
 GROUPS = 8  # of the group norms: widths are multiples of it
 STRIDES = ((1, 2, 2), (2, 2, 2), (2, 1, 1))  # frames, rows, columns
@@ -38,7 +38,7 @@ class MotionDiscriminator(nn.Module):
         in_channels: 3 for pixels, the codec's ``latent_channels`` for latents.
     """
 
-    def __init__(self, width: int = 32, *, in_channels: int = 3, sees: Sees = "pixels") -> None:
+    def __init__(self, width: int = 32, *, in_channels: int = 3, sees: Sees = "pixels", words: int = WORDS) -> None:
         super().__init__()
         self.in_channels, self.sees = in_channels, sees
         self.strides = LATENT_STRIDES if sees == "latents" else STRIDES
@@ -48,7 +48,7 @@ class MotionDiscriminator(nn.Module):
             for a, b, s in zip(sizes[:-1], sizes[1:], self.strides, strict=True)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(GROUPS, b) for b in sizes[1:])
-        self.head = PromptHead(2 * sizes[-1], width)
+        self.head = PromptHead(2 * sizes[-1], width, words=words)
 
     def forward(self, clips_BFCHW: Tensor, prompts: Sequence[str]) -> Tensor:
         """``score_B`` of what the blindfold let through.
@@ -72,10 +72,10 @@ class ChunkMotionDiscriminator(nn.Module):
 
     per_chunk = True
 
-    def __init__(self, width: int = 32, *, in_channels: int = 3, sees: Sees = "pixels") -> None:
+    def __init__(self, width: int = 32, *, in_channels: int = 3, sees: Sees = "pixels", words: int = WORDS) -> None:
         super().__init__()
         self.in_channels, self.sees = in_channels, sees
-        self.motion = MotionDiscriminator(width, in_channels=in_channels, sees=sees)
+        self.motion = MotionDiscriminator(width, in_channels=in_channels, sees=sees, words=words)
 
     def forward(self, clips_BFCHW: Tensor, prompts: Sequence[str]) -> Tensor:
         """``score_B``, the whole clip taken as one chunk."""

@@ -88,7 +88,8 @@ class RewardVlmDiscriminator(nn.Module):
         """
         states_BSD, length_B = self.states(clips_BFCHW, prompts)
         last_BD = states_BSD[torch.arange(len(prompts), device=length_B.device), length_B - 1]
-        return self.score(last_BD.to(self.score.weight.dtype))[:, 0]
+        with torch.autocast(last_BD.device.type, enabled=False):  # what counts is the little in which scores differ
+            return self.score(last_BD.to(self.score.weight.dtype))[:, 0]
 
     def states(self, clips_BFCHW: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """``states_BSD`` of every token of the clip, the prompt and the question; and how many each clip has."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from streamstill.config import require_positive
-from streamstill.streaming.rollout import rollout
+from streamstill.streaming.rollout import CLIPS_AT_ONCE, rollout
 from streamstill.student.network import Network
 from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup, pieces, repeated
@@ -185,23 +185,26 @@ class Adversary:
     def end(self, turn: Round, step: int) -> Mapping[str, float]:
         """Let the average follow."""
         if self.average is not None:
-            self.average.follow(self.discriminator, step)
+            self.average.follow(self.discriminator)
         return {}
 
     @torch.no_grad()
     def roll_out(self, network: Network, group: PromptGroup, generator: torch.Generator) -> Round:
         """Clean rollouts of ``network``, several for each of the group's prompts."""
         count = self.config.rollouts_per_prompt
-        text_PLD = self.student.encode_prompts(group.prompts)
-        made = rollout(
-            network,
-            text_PLD.repeat_interleave(count, dim=0),
-            frames=group.latents_PMFCHW.shape[2],
-            latent_shape=self.student.latent_shape[1:],
-            sampling=self.sampling,
-            generator=generator,
-        )
-        return Round(group, made.unflatten(0, (-1, count)))
+        text_BLD = self.student.encode_prompts(group.prompts).repeat_interleave(count, dim=0)
+        made = [
+            rollout(
+                network,
+                text_BLD[rows],
+                frames=group.latents_PMFCHW.shape[2],
+                latent_shape=self.student.latent_shape[1:],
+                sampling=self.sampling,
+                generator=generator,
+            )
+            for rows in pieces(len(text_BLD), CLIPS_AT_ONCE)
+        ]
+        return Round(group, torch.cat(made).unflatten(0, (-1, count)))
 
     def scores(self, turn: Round, generator: torch.Generator) -> Tensor:
         """``score_PK`` of the rollouts: higher looks more like the teacher. With chunks, the mean of theirs."""

@@ -30,6 +30,7 @@ CREDITS = ("clip", "chunk")
 ROLLOUTS = ("old", "start")
 REWARD_MAPS = ("centred", "min_max")
 CONTEXTS = ("clean", "noisy")
+NORMALISERS = ("lagged", "own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,8 @@ class AfdConfig:
     anchor: float = 0.0  # weight of flow matching on the teacher's clips of the turn; ours
     full_weight_from: float = 0.05  # of the anchor, as of flow matching
     ema_decay: float | None = None  # set: an average of the student's weights is kept, which is what a run returns
-    self_normalise: bool = False  # divide each error by its own size, as DiffusionNFT does
+    self_normalise: bool = False  # divide each error by its size, so that all noise levels count alike
+    normaliser: Literal["lagged", "own"] = "lagged"  # the lagged estimate's size for both sides, or each side's own
     micro_batch: int = 32
 
     def __post_init__(self) -> None:
@@ -73,6 +75,7 @@ class AfdConfig:
         require_one_of(self.rollouts, ROLLOUTS, "maker of rollouts")
         require_one_of(self.reward_map, REWARD_MAPS, "reward map")
         require_one_of(self.context, CONTEXTS, "context")
+        require_one_of(self.normaliser, NORMALISERS, "normaliser")
         require_positive(self, "micro_batch")
 
     @property
@@ -135,28 +138,32 @@ def min_max_rewards(advantage: Tensor, *, clip: float) -> Tensor:
 
 
 def negative_aware_error(
-    clean: Tensor, clean_old: Tensor, target: Tensor, reward: Tensor, *, beta: float, self_normalise: bool
+    clean: Tensor, clean_old: Tensor, target: Tensor, reward: Tensor, *, beta: float, normaliser: str | None = None
 ) -> Tensor:
     """Per reward: pulled towards a good rollout, pushed away from a bad one (AFD Eq. 4, in clean-latent space).
 
     Two regressions onto the same target share the weight. The first moves the old estimate by beta towards the
-    new one, the second by beta the other way, so at reward 1/2 their gradients cancel at the old estimate.
+    new one, the second by beta the other way, so at reward 1/2 their gradients cancel at the old estimate, and the
+    least is at old + (2 reward - 1) / beta * (target - old).
 
     Args:
         reward: for the leading axes of the estimates; errors are means over the others.
+        normaliser: ``lagged`` divides both errors by the mean distance of the old estimate to the target, which
+            leaves the least where it is; ``own`` divides each by its own, as DiffusionNFT does: then nothing holds the
+            estimate back along target - old, and the least is at 1 / beta either way, however small the reward.
     """
     axes = tuple(range(reward.ndim, target.ndim))
-    good = _error((1 - beta) * clean_old + beta * clean, target, axes, self_normalise)
-    bad = _error((1 + beta) * clean_old - beta * clean, target, axes, self_normalise)
+    toward = (1 - beta) * clean_old + beta * clean - target
+    away = (1 + beta) * clean_old - beta * clean - target
+    good, bad = (difference.square().mean(axes) for difference in (toward, away))
+    if normaliser is not None:
+        sizes = (toward, away) if normaliser == "own" else (clean_old - target,) * 2
+        good, bad = (error / _size(one, axes) for error, one in zip((good, bad), sizes, strict=True))
     return (reward * good + (1 - reward) * bad) / beta
 
 
-def _error(estimate: Tensor, target: Tensor, axes: tuple[int, ...], self_normalise: bool) -> Tensor:
-    difference = estimate - target
-    error = difference.square().mean(axes)
-    if not self_normalise:
-        return error
-    return error / difference.detach().abs().mean(axes).clamp_min(1e-5)
+def _size(difference: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return difference.detach().abs().mean(axes).clamp_min(1e-5)
 
 
 class AdversarialFlowDistillation:
@@ -194,6 +201,7 @@ class AdversarialFlowDistillation:
         self.adversary = Adversary(student, discriminator, config.adversary)
         if config.credit == "chunk":
             self.adversary.require_chunk_scores()
+        self._spread = 0.0  # of the turn's scores within their prompts, before they are compared
         self.policies: Policies = build_policies(student.network, config.lora, keep_start=config.needs_start)
 
     @property
@@ -229,10 +237,11 @@ class AdversarialFlowDistillation:
 
     def end(self, turn: Trial, step: int) -> Mapping[str, float]:
         """Let the lagged student follow, and the discriminator's average where there is one."""
-        metrics = dict(self.adversary.end(turn.round, step))
+        metrics = {} if turn.frozen else dict(self.adversary.end(turn.round, step))
         if turn.warming_up:
             return metrics
         updates = step + 1 - self.config.warmup_turns
+        metrics["score_spread"] = self._spread
         return {**metrics, "distance_to_old": self.policies.follow(self.config.old.at(updates))}
 
     def _verdicts(self, turn: Round, generator: torch.Generator) -> list[Verdict]:
@@ -270,6 +279,7 @@ class AdversarialFlowDistillation:
         score, rollouts = judge(turn, generator), tuple(turn.rollouts_PKFCHW.shape[:2])
         if self.config.spare_first_chunk and score.ndim == 3:
             score = score[:, :, 1:]  # so that the others' rewards have a mean of 1/2
+        self._spread = float((score - score.mean(dim=1, keepdim=True)).square().mean().sqrt())
         advantage, chunks = self.compare(score), score.shape[2] if score.ndim == 3 else self._chunks(turn)
         if tuple(advantage.shape) not in (rollouts, (*rollouts, chunks)):
             raise ValueError(
@@ -314,11 +324,12 @@ class AdversarialFlowDistillation:
         return Loss(loss, metrics)
 
     def _errors(self, clean: Tensor, clean_old: Tensor, made: Renoised) -> Tensor:
-        """One for each reward: rollouts are cut into as many parts as there are columns of rewards."""
-        parts = made.worth_BC.shape[1]
-        clean, clean_old, target = (clip.unflatten(1, (parts, -1)) for clip in (clean, clean_old, made.rollouts_BFCHW))
-        beta, self_normalise = self.config.beta, self.config.self_normalise
-        return negative_aware_error(clean, clean_old, target, made.worth_BC, beta=beta, self_normalise=self_normalise)
+        """One for each chunk of each rollout: chunks have noise levels, and so sizes, of their own."""
+        chunks = clean.shape[1] // self.student.network.chunk_frames
+        clean, clean_old, target = (clip.unflatten(1, (chunks, -1)) for clip in (clean, clean_old, made.rollouts_BFCHW))
+        normaliser = self.config.normaliser if self.config.self_normalise else None
+        reward_BK = made.worth_BC.expand(-1, chunks)
+        return negative_aware_error(clean, clean_old, target, reward_BK, beta=self.config.beta, normaliser=normaliser)
 
 
 def _first_spared(reward_BK: Tensor, chunks: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from streamstill.config import require_one_of, require_positive
 from streamstill.flow.samplers import euler, few_step
-from streamstill.streaming.learning_rollout import RolloutPlan, draw_plan, learning_rollout
+from streamstill.streaming.learning_rollout import Ends, RolloutPlan, draw_plan, learning_rollout
 from streamstill.student.student import Student
 from streamstill.training.batches import PromptGroup, pieces, repeated
 from streamstill.training.objectives.adversary import Round
@@ -27,12 +27,13 @@ class RehearsalConfig:
     )
     sampler: SamplerName = "euler"
     through_memory: bool = False  # let gradients flow from a chunk to those before it
-    whole: bool = False  # end every chunk as a stream does, not at a step drawn at random
+    ends: Ends = "each"  # the step at which a chunk ends: one drawn for each, one for all, or the final, as in a stream
     depth: int = 1  # how many of a chunk's steps have a gradient, the last of them first; memory grows with it
     micro_batch: int = 4  # rollouts that are made together and share the last step of each chunk
 
     def __post_init__(self) -> None:
         require_positive(self, "micro_batch", "depth")
+        require_one_of(self.ends, get_args(Ends), "end of chunks")
         require_one_of(self.sampler, get_args(SamplerName), "sampler")
 
 
@@ -84,7 +85,7 @@ class Rehearsal:
                     window=self.window,
                     steps=self.student.config.sampling.steps,
                     generator=generator,
-                    whole=self.config.whole,
+                    ends=self.config.ends,
                     depth=self.config.depth,
                 ),
                 prompts=prompts[rows],
