@@ -202,7 +202,9 @@ class Experiment:
     def _judge(self, warmed: Warmed, seed: int) -> nn.Module:
         """A discriminator that has learned to tell the warm student; made once and kept."""
         config, kept = self.config(seed), self.folder / f"seed{seed}" / "discriminator.safetensors"
-        judge = build_discriminator(config.discriminator, codec=warmed.student.codec, seed=seed)
+        judge = build_discriminator(
+            config.discriminator, codec=warmed.student.codec, seed=seed, words=warmed.student.words
+        )
         if kept.exists():
             judge.load_state_dict(load_file(kept))
             return judge

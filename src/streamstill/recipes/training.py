@@ -13,11 +13,13 @@ from streamstill.teachers.encoded import EncodedStore
 from streamstill.training.batches import ExampleRows, StoredExamples, encode_clips
 from streamstill.training.discriminators.build import DiscriminatorConfig, build_discriminator
 from streamstill.training.discriminators.motion import MotionConfig
+from streamstill.training.objectives.adversary import AdversaryConfig
 from streamstill.training.objectives.afd import AfdConfig
 from streamstill.training.objectives.flow_matching import FlowMatchingConfig
 from streamstill.training.objectives.objective import Objective
 from streamstill.training.objectives.score import StudentScore
 from streamstill.training.optim import OptimConfig
+from streamstill.training.policies import OldSchedule
 from streamstill.training.trainer import TrainerConfig
 from streamstill.types import Geometry
 
@@ -28,6 +30,14 @@ _OWN_FIELDS = {  # of the methods -> the field here that holds it
     "sft": "flow_matching",
     "afd": "afd",
 }
+TAUGHT_BEFORE = AfdConfig(  # slow to follow: for a student that flow matching has taught already
+    optim=OptimConfig(lr=3e-4, warmup_steps=10, decay="cosine", final_fraction=0.1),
+    adversary=AdversaryConfig(rollouts_per_prompt=8, looks=3, ema_decay=0.9),
+    warmup_turns=10,
+    old=OldSchedule(decay=0.9),
+    ema_decay=0.9,
+    self_normalise=True,
+)
 OBJECTIVES = ("flow-matching", "afd", "gan", "dmd", "reward-weighted")
 
 
@@ -45,7 +55,7 @@ class Training:
     flow_matching: FlowMatchingConfig = field(
         default_factory=lambda: FlowMatchingConfig(optim=OptimConfig(lr=3e-4, warmup_steps=10))
     )
-    afd: AfdConfig = field(default_factory=lambda: AfdConfig(warmup_turns=10))
+    afd: AfdConfig = field(default_factory=lambda: TAUGHT_BEFORE)
     methods: Methods = field(default_factory=Methods)  # of gan, dmd and reward-weighted
     discriminator: DiscriminatorConfig = field(default_factory=MotionConfig)
     autocast: bool = False  # forward passes and losses in bfloat16

@@ -59,7 +59,8 @@ def rollout_weights(advantage: Tensor, config: RewardWeightedConfig) -> Tensor:
 class RewardWeighted:
     """Flow matching on weighted rollouts of the student as it is; players ``discriminator``, then ``student``.
 
-    Levels of noise and context are those of AFD, so the two differ in nothing but the rule.
+    Levels of noise and context are AFD's. Besides the rule, rollouts are the newest student's where AFD's are the
+    lagged one's, and errors are those of the velocity where AFD's are those of the clean estimate.
 
     Args:
         compare: scores to advantages; ``advantages`` unless an experiment needs another.
