@@ -160,6 +160,17 @@ def test_training_again_goes_on_and_other_settings_are_refused(run: Run, student
     )
 
 
+def test_a_run_of_dmd_belongs_to_the_weights_of_its_score(run: Run, student: Path) -> None:
+    collected(run)
+    tiny_student(seed=1).save_pretrained("score")
+    flags = ("--set", "score=score", "--set", "prompts_per_update=2", "--set", "answers=1")
+    words = ("train", student, "--cache", "cache", "--objective", "dmd", "--steps", 1, "--out", "taught", *flags)
+    assert run(*words).status == 0
+    assert run(*words).status == 0
+    tiny_student(seed=2).save_pretrained("score")
+    run(*words).says("taught holds a run of other settings: score_weights=")
+
+
 def test_more_steps_in_the_same_folder_make_what_as_many_at_once_make(run: Run, student: Path) -> None:
     collected(run)
     words = ("train", student, "--cache", "cache", "--set", "batch=2")

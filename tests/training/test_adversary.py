@@ -94,6 +94,29 @@ def test_the_switch_takes_blindfold_and_augmentation_away() -> None:
     assert torch.equal(objective.seen(latents, dice()), objective.student.codec.decode(latents)[0].clamp(-1, 1))
 
 
+class Counting:
+    """A student's codec that counts the clips it decodes."""
+
+    def __init__(self, codec: Any) -> None:
+        self.codec, self.decoded = codec, list[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.codec, name)
+
+    def decode(self, latents: torch.Tensor) -> Any:
+        self.decoded.append(len(latents))
+        return self.codec.decode(latents)
+
+
+def test_many_looks_at_a_clip_decode_it_once() -> None:
+    objective = adversary(blindfold=Blindfold(noise=0.5), looks=3, micro_batch=2)
+    one_look = adversary(objective.discriminator, blindfold=Blindfold(noise=0.5), micro_batch=2)
+    counting: Any = Counting(objective.student.codec)
+    objective.student.codec = counting
+    assert not torch.allclose(objective.scores(mirror(), dice()), one_look.scores(mirror(), dice()))
+    assert counting.decoded == [2, 2]
+
+
 def test_a_judge_of_latents_is_shown_latents() -> None:
     latents = group().latents_PMFCHW.flatten(0, 1)
     assert torch.equal(adversary(latent_judge(), blinded=False).seen(latents, dice()), latents)

@@ -212,8 +212,7 @@ class Adversary:
 
     def clip_scores(self, latents_BFCHW: Tensor, prompts: tuple[str, ...], generator: torch.Generator) -> Tensor:
         """``score_B`` of clean latents, as ``scores`` judges rollouts, with a gradient where gradients are enabled."""
-        looks = [self._look(latents_BFCHW, prompts, generator) for _ in range(self.config.looks)]
-        return torch.stack(looks).mean(0).mean(dim=1)
+        return self._looked(latents_BFCHW, prompts, generator).mean(dim=1)
 
     def chunk_scores(self, turn: Round, generator: torch.Generator) -> Tensor:
         """``score_PKC`` of every chunk of the rollouts, each of the frames up to the chunk's end.
@@ -250,15 +249,21 @@ class Adversary:
 
         Pixels: decoded, clipped as a screen would, augmented and blindfolded. Latents: with the blindfold's noise.
         """
+        return self._blinded(self._shown(latents_BFCHW), generator)
+
+    def _shown(self, latents_BFCHW: Tensor) -> Tensor:
+        """What there is to be seen: the latents, or pixels as a screen shows them."""
+        latents = latents_BFCHW.float()
+        return latents if self.sees == "latents" else self.student.codec.decode(latents)[0].clamp(-1, 1)
+
+    def _blinded(self, shown_BFCHW: Tensor, generator: torch.Generator) -> Tensor:
+        """What is left of it under one look."""
         config = self.config
-        if self.sees == "latents":
-            latents = latents_BFCHW.float()
-            return config.blindfold.noised(latents, generator) if config.blinded else latents
-        codec = self.student.codec
-        pixels = codec.decode(latents_BFCHW.float())[0].clamp(-1, 1)
         if not config.blinded:
-            return pixels
-        return config.blindfold(config.augmentation(pixels, codec, generator), generator)
+            return shown_BFCHW
+        if self.sees == "latents":
+            return config.blindfold.noised(shown_BFCHW, generator)
+        return config.blindfold(config.augmentation(shown_BFCHW, self.student.codec, generator), generator)
 
     def _pairs(self, turn: Round, generator: torch.Generator) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """The turn's own pairs, or as many that are remembered."""
@@ -285,16 +290,19 @@ class Adversary:
     def _judged(self, latents_PNFCHW: Tensor, prompts: Sequence[str], generator: torch.Generator) -> Tensor:
         """``score_PNC`` of N clips for each prompt; C is 1 where the discriminator judges whole clips."""
         clips, whose = latents_PNFCHW.flatten(0, 1), repeated(prompts, latents_PNFCHW.shape[1])
-        looks = [self._look(clips, whose, generator) for _ in range(self.config.looks)]
-        return torch.stack(looks).mean(0).unflatten(0, latents_PNFCHW.shape[:2])
+        return self._looked(clips, whose, generator).unflatten(0, latents_PNFCHW.shape[:2])
 
-    def _look(self, clips: Tensor, whose: tuple[str, ...], generator: torch.Generator) -> Tensor:
-        """``score_BC`` of one look at every clip."""
-        parts = [
-            _scores(self.judge, self.seen(clips[rows], generator), whose[rows], self._chunks(clips))
-            for rows in self._pieces(len(whose))
-        ]
-        return torch.cat(parts).float()
+    def _looked(self, clips: Tensor, whose: tuple[str, ...], generator: torch.Generator) -> Tensor:
+        """``score_BC``: the mean of all looks at every clip, which is decoded once."""
+        parts = []
+        for rows in self._pieces(len(whose)):
+            shown = self._shown(clips[rows])
+            looks = [
+                _scores(self.judge, self._blinded(shown, generator), whose[rows], self._chunks(clips))
+                for _ in range(self.config.looks)
+            ]
+            parts.append(torch.stack(looks).float().mean(0))
+        return torch.cat(parts)
 
     def _chunks(self, latents_BFCHW: Tensor) -> int:
         return latents_BFCHW.shape[1] // self.student.network.chunk_frames if self.per_chunk else 1
