@@ -78,6 +78,7 @@ class Quickstart:
         default_factory=lambda: AfdConfig(
             optim=OptimConfig(lr=1e-3, warmup_steps=10, decay="cosine", final_fraction=0.1),
             adversary=replace(SEEN, rollouts_per_prompt=8, looks=3, ema_decay=0.9),
+            beta=0.5,
             ema_decay=0.9,
             self_normalise=True,
         )
