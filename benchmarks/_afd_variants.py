@@ -30,10 +30,10 @@ def constant(score: Tensor) -> Tensor:
 
 
 def methods_of(corner: str) -> Methods:
-    """The numbers of the comparison: AFD's are the quickstart's, slower to follow and with a replay; all rates fall."""
+    """The comparison's numbers: AFD's are the quickstart's, slower to follow, with a replay and beta 1; rates fall."""
     plain, afd = Methods(prompts_per_update=4), Quickstart().afd
     adversary = replace(afd.adversary, steps_per_turn=2, replay=10 * PAIRS)
-    afd = replace(afd, adversary=adversary, old=OldSchedule(decay=0.9), spare_first_chunk=corner == "open")
+    afd = replace(afd, beta=1.0, adversary=adversary, old=OldSchedule(decay=0.9), spare_first_chunk=corner == "open")
     few = replace(SEEN, rollouts_per_prompt=2)
     return replace(
         plain,

@@ -34,7 +34,6 @@ TAUGHT_BEFORE = AfdConfig(  # slow to follow: for a student that flow matching h
     optim=OptimConfig(lr=3e-4, warmup_steps=10, decay="cosine", final_fraction=0.1),
     adversary=AdversaryConfig(rollouts_per_prompt=8, looks=3, ema_decay=0.9),
     warmup_turns=10,
-    beta=0.5,
     old=OldSchedule(decay=0.9),
     ema_decay=0.9,
     self_normalise=True,
