@@ -32,6 +32,8 @@ from streamstill.teachers.plugins import known_teachers
 from streamstill.teachers.prompts import read_prompts
 from streamstill.training.metric_log import TensorBoardTracker
 from streamstill.training.objectives.afd import AdversarialFlowDistillation
+from streamstill.training.objectives.score import StudentScore
+from streamstill.training.objectives.self_forcing import SelfForcing
 from streamstill.worlds import LooseWorld, World
 
 RECIPES = ("quickstart", "folder", "base", "kd", "few")
@@ -111,9 +113,9 @@ def train_student(
     tracker = TensorBoardTracker(out / "tensorboard") if track else None
     pupil = Student.from_pretrained(config.student).to(device_to_train_on(device, console))
     inputs = {"cache": Place.of(cache).uri, "student_weights": pupil.fingerprint}
-    if config.score:
-        inputs["score_weights"] = Student.from_pretrained(config.score).fingerprint
     method, batches, settings = taught(config, pupil, cache)
+    if isinstance(method, SelfForcing) and isinstance(method.real, StudentScore):
+        inputs["score_weights"] = method.real.student.fingerprint
     run = RunFolder.open(out, recipe="train", config=config, inputs=inputs, longer="steps")
     if resting := resting_steps(config):
         console.print(f"  the first {resting} of {config.steps} steps teach the discriminator only")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from streamstill.cli.shell import say_next
 from streamstill.media import read_clip, write_clip
 from streamstill.recipes.quickstart import shipped_base
 from streamstill.teachers import Answer, ClipStore
@@ -40,9 +41,10 @@ def examine(console: Console) -> bool:
         if finding.problem:
             console.print(f"    {finding.problem}", markup=False)
     sound = not any(finding.problem for finding in findings)
-    console.print(
-        "next: [bold]streamstill distill quickstart[/bold]" if sound else "mend what is marked !!, then again"
-    )
+    if sound:
+        say_next(console, "streamstill distill quickstart")
+    else:
+        console.print("mend what is marked !!, then again")
     return sound
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from streamstill.config import require_one_of, require_positive
-from streamstill.recipes.stages import averaged
+from streamstill.recipes.stages import averaged, settle
 from streamstill.student.student import Student
 from streamstill.training.batches import ExampleRows, PromptGroup, example_batches, prompt_batches
 from streamstill.training.objectives.adversary import AdversaryConfig
@@ -125,9 +125,10 @@ def teach(method: Method, turns: int, *, seed: int, player: str = "student") -> 
         each.module.train()
     for step in range(turns):
         trainer.turn(step)
-    averaged(trainer, player, method.averaged)
     if isinstance(method.objective, AdversarialFlowDistillation):
-        method.objective.policies.merged()
+        settle(trainer, method.objective)
+    else:
+        averaged(trainer, player, method.averaged)
     return time.process_time() - begun
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -216,8 +216,8 @@ def _kept_table(config: Search, path: Path, network: SandwichConfig, workload: W
         dtype=config.dtype,
         rounds=config.rounds,
     )
-    fits = table.workload == workload and replace(table.network, layout=network.layout) == network
-    return table if same and fits and set(config.kinds) <= set(table.letters) else None
+    fits = table.has_shape(network, workload) and set(config.kinds) <= set(table.letters)
+    return table if same and fits else None
 
 
 def _choices(config: Search, table: CostTable, learnt: Learnt | None) -> Allocations:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -146,13 +147,22 @@ class CostTable:
 
     def require_shape(self, network: SandwichConfig, workload: Workload) -> None:
         """Raise a ``ValueError`` unless the table was made for this network (whatever its layout) and this chunk."""
+        for name, mine, wanted in self._other_shape(network, workload):
+            raise ValueError(
+                f"the cost table was made for {name}={mine}, this network has {name}={wanted}; "
+                "measure a table for it with `streamstill search measure`"
+            )
+
+    def has_shape(self, network: SandwichConfig, workload: Workload) -> bool:
+        """Whether the table was made for this network, whatever its layout, and this chunk."""
+        return not list(self._other_shape(network, workload))
+
+    def _other_shape(self, network: SandwichConfig, workload: Workload) -> Iterator[tuple[str, Any, Any]]:
+        """Names that differ, with the table's value and the one that is asked for."""
         for mine, wanted in ((self.network, network), (self.workload, workload)):
             for name, value in vars(wanted).items():
                 if name != "layout" and getattr(mine, name) != value:
-                    raise ValueError(
-                        f"the cost table was made for {name}={getattr(mine, name)}, this network has {name}={value}; "
-                        "measure a table for it with `streamstill search measure`"
-                    )
+                    yield name, getattr(mine, name), value
 
 
 @dataclass(frozen=True, kw_only=True)

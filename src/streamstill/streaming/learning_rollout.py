@@ -62,9 +62,12 @@ def draw_plan(
         raise ValueError(f"a window of {window} chunks does not fit into {chunks}; it needs 1 to {chunks}")
     start = _drawn(chunks - window + 1, generator)
     before = (steps - 1,) * start
-    drawn = [steps - 1 if ends == "final" else _drawn(steps, generator) for _ in range(window if ends == "each" else 1)]
+    if ends == "each":
+        last_steps = tuple(_drawn(steps, generator) for _ in range(window))
+    else:
+        last_steps = (steps - 1 if ends == "final" else _drawn(steps, generator),) * window
     return RolloutPlan(
-        last_steps=before + (tuple(drawn) if ends == "each" else tuple(drawn) * window),
+        last_steps=before + last_steps,
         learns=range(start, start + window),
         seed=_drawn(2**62, generator),
         depth=depth,

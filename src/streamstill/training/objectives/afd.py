@@ -110,8 +110,16 @@ def advantages(score: Tensor) -> Tensor:
         score: shape (prompts, rollouts), or (prompts, rollouts, chunks): then a chunk is compared with the same chunk
             of the prompt's other rollouts.
     """
-    centred = score - score.mean(dim=1, keepdim=True)
-    return centred / (centred.square().mean().sqrt() + 1e-4)
+    return _within_prompts(score) / (spread_within_prompts(score) + 1e-4)
+
+
+def spread_within_prompts(score: Tensor) -> Tensor:
+    """The one global standard deviation of scores about the means of their prompts."""
+    return _within_prompts(score).square().mean().sqrt()
+
+
+def _within_prompts(score: Tensor) -> Tensor:
+    return score - score.mean(dim=1, keepdim=True)
 
 
 def rewards(advantage: Tensor, *, clip: float, slope: float) -> Tensor:
@@ -279,7 +287,7 @@ class AdversarialFlowDistillation:
         score, rollouts = judge(turn, generator), tuple(turn.rollouts_PKFCHW.shape[:2])
         if self.config.spare_first_chunk and score.ndim == 3:
             score = score[:, :, 1:]  # so that the others' rewards have a mean of 1/2
-        self._spread = float((score - score.mean(dim=1, keepdim=True)).square().mean().sqrt())
+        self._spread = float(spread_within_prompts(score))
         advantage, chunks = self.compare(score), score.shape[2] if score.ndim == 3 else self._chunks(turn)
         if tuple(advantage.shape) not in (rollouts, (*rollouts, chunks)):
             raise ValueError(
